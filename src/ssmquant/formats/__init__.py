@@ -1,0 +1,30 @@
+"""Formats: what linear layers, convolutions and embeddings store, and which op runs them; one module each.
+
+A new format is a subclass of `Format` in a module of its own and an entry in the list below.
+"""
+
+from __future__ import annotations
+
+from ssmquant.errors import RecipeError
+from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.formats.dense import Dense
+from ssmquant.formats.int8 import Int8
+from ssmquant.scheme import TensorScheme
+
+__all__ = ["Format", "TensorSpec", "format_for"]
+
+_FORMATS: tuple[Format, ...] = (Dense(), Int8())
+
+
+def format_for(scheme: TensorScheme) -> Format:
+    """Return the format that holds weights of this scheme.
+
+    Raises:
+        RecipeError: no format does.
+    """
+    for candidate in _FORMATS:
+        if candidate.supports(scheme):
+            return candidate
+    raise RecipeError(
+        f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor and int8 per-channel"
+    )

@@ -1,0 +1,58 @@
+"""`Format`: what a linear layer stores, and which op runs it. How the codes were chosen is the quantizers' business."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssmquant.scheme import TensorScheme
+
+__all__ = ["Format", "TensorSpec"]
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Format(ABC):
+    """One way to store and run a weight ``[out, in]``. Stateless; the layer holds the tensors."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, scheme: TensorScheme) -> bool:
+        """Return whether this format holds weights of the scheme."""
+
+    @abstractmethod
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+        """Return names, shapes and dtypes of what is stored."""
+
+    @abstractmethod
+    def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return the float weight ``[out, in]`` that the stored tensors stand for."""
+
+    @abstractmethod
+    def linear(
+        self,
+        stored: Mapping[str, Tensor],
+        x: Tensor,
+        x_scale: Tensor | None,
+        bias: Tensor | None,
+        scale_out: Tensor | None,
+    ) -> Tensor:
+        """Return ``x @ W.T + bias``.
+
+        Args:
+            stored: the tensors named by `tensors`.
+            x: int8 codes ``[..., in]`` with their scale, or a float without.
+            x_scale: float32 ``[1]``, ``[in]`` or ``[..., 1]``; None for a float x.
+            bias: float ``[out]``.
+            scale_out: float32 ``[1]`` or ``[out]``; None for float results.
+        """

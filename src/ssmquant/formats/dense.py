@@ -1,0 +1,49 @@
+"""Float weights as they are: ``weight [out, in]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmquant import numerics
+from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.ops.quantize import quantize_static
+from ssmquant.scheme import TensorScheme
+
+__all__ = ["Dense"]
+
+_DTYPES = {16: torch.float16, 32: torch.float32}
+
+
+class Dense(Format):
+    """A float weight; an activation that comes as codes is dequantised for it."""
+
+    name = "dense"
+
+    def supports(self, scheme: TensorScheme) -> bool:
+        """Return whether the scheme is a float one."""
+        return scheme.is_float
+
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+        """Return ``weight [out, in]``."""
+        return {"weight": TensorSpec(shape, _DTYPES[scheme.bits])}
+
+    def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight itself."""
+        return stored["weight"]
+
+    def linear(
+        self,
+        stored: Mapping[str, Tensor],
+        x: Tensor,
+        x_scale: Tensor | None,
+        bias: Tensor | None,
+        scale_out: Tensor | None,
+    ) -> Tensor:
+        """Return the float product; arithmetic in float32 also for a weight at rest in float16."""
+        x = numerics.dequantize(x, x_scale)
+        y = functional.linear(x, stored["weight"].to(x.dtype), bias)
+        return y if scale_out is None else quantize_static(y, scale_out)

@@ -1,0 +1,53 @@
+"""Symmetric int8 weights: ``codes [out, in]`` and ``scale [1]`` or ``[out]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmquant import numerics
+from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.ops.int8_linear import int8_linear
+from ssmquant.ops.quantize import quantize_static
+from ssmquant.scheme import Granularity, TensorScheme
+
+__all__ = ["Int8"]
+
+
+class Int8(Format):
+    """Int8 codes; with int8 activations the product is exact, with float ones the weight is dequantised on the fly."""
+
+    name = "int8"
+
+    def supports(self, scheme: TensorScheme) -> bool:
+        """Return whether the scheme is a symmetric int8 one with a scale a tensor or a row."""
+        rows = (Granularity.PER_TENSOR, Granularity.PER_CHANNEL)
+        return scheme.kind == "int" and scheme.bits == 8 and scheme.symmetric and scheme.granularity in rows
+
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+        """Return codes and scale."""
+        rows = 1 if scheme.granularity is Granularity.PER_TENSOR else shape[0]
+        return {"codes": TensorSpec(shape, torch.int8), "scale": TensorSpec((rows,), torch.float32)}
+
+    def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return ``codes * scale``."""
+        return numerics.dequantize(stored["codes"], stored["scale"][:, None])
+
+    def linear(
+        self,
+        stored: Mapping[str, Tensor],
+        x: Tensor,
+        x_scale: Tensor | None,
+        bias: Tensor | None,
+        scale_out: Tensor | None,
+    ) -> Tensor:
+        """Return the product: integer when x has codes that share a scale along K, float otherwise."""
+        if x_scale is not None and x_scale.shape[-1] == 1:
+            exact: Tensor = int8_linear(x, x_scale, stored["codes"], stored["scale"], bias, scale_out)
+            return exact
+        x = numerics.dequantize(x, x_scale)
+        y = functional.linear(x, self.dequantize(stored).to(x.dtype), bias)
+        return y if scale_out is None else quantize_static(y, scale_out)

@@ -1,0 +1,86 @@
+"""Registers our quantised folders with transformers' ``AutoModelForCausalLM.from_pretrained``.
+
+Without that import transformers knows no method ``ssmquant``; it warns "Unknown quantization type, got
+ssmquant" and then fails on, or initialises at random, every tensor that it expects and does not find.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ssmquant.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+__all__ = ["SsmquantConfig", "SsmquantHfQuantizer"]
+
+_METHOD = "ssmquant"
+
+
+@register_quantization_config(_METHOD)
+class SsmquantConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` entry of a quantised folder, as transformers carries it.
+
+    Args:
+        entries: what the folder's config.json has.
+    """
+
+    def __init__(self, **entries: Any) -> None:
+        self.quant_method = _METHOD  # type: ignore[assignment]
+        self.entries = {key: value for key, value in entries.items() if key != "quant_method"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as it is in config.json."""
+        return {"quant_method": _METHOD, **self.entries}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the whole entry: it has no defaults."""
+        return self.to_dict()
+
+
+@register_quantizer(_METHOD)
+class SsmquantHfQuantizer(HfQuantizer):
+    """Puts our stages into transformers' empty model, which then fills them from the folder."""
+
+    requires_calibration = True
+    quantization_config: SsmquantConfig
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return float32: floats between stages are float32 whatever was asked for."""
+        import torch
+
+        return torch.float32
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        from ssmquant.checkpoint import check_version
+        from ssmquant.families.shell import adopt
+        from ssmquant.plan import Plan
+
+        entries = self.quantization_config.entries
+        check_version(entries, model.config.name_or_path or "config.json")
+        plan = Plan.from_json(entries.get("plan") or {}, model.config)
+        adopt(model, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if left:
+            raise CheckpointError(
+                f"{len(left)} tensors were not in the folder: {', '.join(left[:8])}; quantise it again"
+            )
+        model.eval()
+        return model
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """Return False: ``Model.save`` writes folders, with digests and golden logits."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradient."""
+        return False

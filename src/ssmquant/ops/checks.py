@@ -1,0 +1,45 @@
+"""Small checks that every op's `check` is made of: each names the op, what was asked and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssmquant.errors import InputError
+
+__all__ = ["expect_codes_or_float", "expect_dtype", "expect_scale", "expect_shape"]
+
+
+def expect_shape(op: str, name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
+    """Raise unless ``tensor`` has this shape; None stands for any size."""
+    fits = tensor.dim() == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join("any" if s is None else str(s) for s in shape)
+        raise InputError(f"{op}: {name} must have shape [{want}], got {list(tensor.shape)}")
+
+
+def expect_dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    """Raise unless ``tensor`` has one of these dtypes."""
+    if tensor.dtype not in dtypes:
+        raise InputError(f"{op}: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+
+
+def expect_codes_or_float(op: str, name: str, tensor: Tensor, scale: Tensor | None) -> None:
+    """Raise unless the tensor is int8 with a scale, or floating point without one."""
+    if scale is None and not tensor.dtype.is_floating_point:
+        raise InputError(f"{op}: {name} is {tensor.dtype} and has no scale; pass its scale or a float tensor")
+    if scale is not None and tensor.dtype != torch.int8:
+        raise InputError(f"{op}: {name} has a scale and must be torch.int8, got {tensor.dtype}")
+
+
+def expect_scale(op: str, name: str, scale: Tensor | None, channels: int) -> None:
+    """Raise unless a static scale is absent, or float32 with one value or one a channel."""
+    if scale is None:
+        return
+    expect_dtype(op, name, scale, torch.float32)
+    if scale.dim() != 1 or scale.shape[0] not in (1, channels):
+        raise InputError(f"{op}: {name} must have shape [1] or [{channels}], got {list(scale.shape)}")

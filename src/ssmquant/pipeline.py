@@ -1,0 +1,145 @@
+"""`quantize`: the passes in order: plan, transforms, calibration, weights.
+
+transforms change a copy of the float model (its tensors are shared until replaced);
+calibration sees the transformed float model;
+the quantised model is built empty from the plan and filled layer by layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmquant.calibrate import Progress, cache_folder, calibrate_cached
+from ssmquant.data import calibration_windows
+from ssmquant.errors import ModelError
+from ssmquant.families import Shell, build
+from ssmquant.files import digest
+from ssmquant.model import Model
+from ssmquant.modules.weights import Weight
+from ssmquant.plan import resolve
+from ssmquant.quantizers import round_to_nearest
+from ssmquant.ranges import needed, site_tensors
+from ssmquant.recipe import Recipe, load_recipe
+from ssmquant.statistics import Needs, Statistics
+from ssmquant.transforms import TRANSFORMS, Context
+
+__all__ = ["quantize"]
+
+
+@torch.no_grad()
+def quantize(
+    model: Model,
+    recipe: str | Path | Recipe,
+    *,
+    calibration: str = "builtin",
+    samples: int = 128,
+    seqlen: int = 512,
+    progress: Progress | None = None,
+    cache: bool = True,
+) -> Model:
+    """Return a quantised copy of a float model; the model itself is not changed.
+
+    Args:
+        model: a float model.
+        recipe: recipe, reference of one (``quamba2-w8a8+ssm_state=float16``) or YAML file.
+        calibration: text, see `ssmquant.data.calibration_windows`.
+        samples: sequences of calibration text.
+        seqlen: tokens of each.
+        progress: called with (what, done, total).
+        cache: whether statistics may come from and go to the cache.
+
+    Raises:
+        ModelError: the model is quantised already, or has no tokenizer for the text.
+        RecipeError: the recipe does not exist or does not fit the model.
+        DataError: there is not enough text.
+    """
+    if model.plan is not None:
+        raise ModelError(
+            f"{model.name} is quantised already ({model.plan.recipe}); start from the float model"
+        )
+    plan = resolve(load_recipe(recipe), model.config, tied=model.shell.tied)
+    shell = _clone(model.shell, tied=plan.tied)
+    calibrator = _Calibrator(model, calibration, samples, seqlen, progress, cache_folder() if cache else None)
+    context = Context(plan.schemes)
+    for name in plan.transforms:
+        context.statistics = calibrator(shell, TRANSFORMS[name].needs(shell))
+        TRANSFORMS[name].apply(shell, context)
+    statistics = calibrator(shell, needed(plan.activation_schemes))
+    quantised = build(model.config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+    _fill(quantised, shell, statistics, context.groups)
+    return Model(model.name, quantised, model.tokenizer, plan, calibrator.provenance)
+
+
+def _clone(source: Shell, *, tied: bool) -> Shell:
+    """Return a float shell that shares the source's tensors; a head that is to be untied gets the embedding's."""
+    target = build(source.model.config, tied=tied)
+    tensors = source.model.state_dict()
+    if source.tied and not tied:
+        tensors = {**tensors, f"{source.family.head}.linear.weight": source.embedding.weight}
+    target.model.load_state_dict(tensors, strict=True, assign=True)
+    return target
+
+
+class _Calibrator:
+    """Calibrates on one text, read only when statistics are needed at all."""
+
+    def __init__(
+        self,
+        model: Model,
+        text: str,
+        samples: int,
+        seqlen: int,
+        progress: Progress | None,
+        cache: Path | None,
+    ) -> None:
+        self._model, self._text, self._samples, self._seqlen = model, text, samples, seqlen
+        self._progress, self._cache = progress, cache
+        self._windows: Tensor | None = None
+        self.provenance: dict[str, Any] = {}
+
+    def __call__(self, shell: Shell, needs: Needs) -> Statistics:
+        """Return the statistics that are needed; none are if nothing is."""
+        if not needs:
+            return Statistics()
+        if self._windows is None:
+            if self._model.tokenizer is None:
+                raise ModelError(
+                    f"{self._model.name} has no tokenizer, so it cannot be calibrated on text; pass tokenizer=…"
+                )
+            self._windows = calibration_windows(
+                self._text, self._model.tokenizer, samples=self._samples, seqlen=self._seqlen
+            )
+            self.provenance = {
+                "text": self._text,
+                "samples": self._samples,
+                "seqlen": self._seqlen,
+                "tokens_digest": digest(self._windows),
+            }
+        return calibrate_cached(shell, self._windows, needs, self._progress, cache=self._cache)
+
+
+def _fill(target: Shell, source: Shell, statistics: Statistics, groups: dict[str, Tensor]) -> None:
+    """Give the empty quantised model its tensors: codes, scales, and the floats that stay."""
+    paths = {id(module): path for path, module in target.model.named_modules()}
+    floats = source.model.state_dict()
+    tensors = {
+        name: floats[name].to(empty.dtype)
+        for name, empty in target.model.state_dict().items()
+        if name in floats
+    }
+    for _, weight in target.weights():
+        path = paths[id(weight)]
+        if weight.scheme.is_float:
+            continue
+        module = source.model.get_submodule(path)
+        assert isinstance(module, Weight)
+        for name, tensor in round_to_nearest(module.dequantize(), weight.scheme).items():
+            tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape)
+    for site_name, site in target.activations():
+        for name, tensor in site_tensors(site_name, site, statistics, groups).items():
+            tensors[f"{paths[id(site)]}.{name}"] = tensor
+    target.model.load_state_dict(tensors, strict=True, assign=True)

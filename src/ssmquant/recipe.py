@@ -1,0 +1,199 @@
+"""`Recipe`: what is wanted, as a YAML file: transforms, named schemes, rules from site patterns to schemes, options.
+
+A recipe is asked for by reference: ``NAME_OR_FILE[+option=value…][+keep=PATTERN…]``.
+
+    load_recipe("quamba2-w8a8+ssm_state=float16+keep=layers.*.y")
+
+Later rules win over earlier ones; a site that no rule matches stays float32; ``keep`` leaves sites in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssmquant.errors import RecipeError, nearest
+from ssmquant.scheme import TensorScheme
+
+__all__ = ["Option", "Recipe", "Rule", "TransformStep", "load_recipe", "shipped_recipes"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Option(_Strict):
+    """A choice that a recipe leaves to the user.
+
+    Attributes:
+        help: one line.
+        choices: what it may be.
+        default: what it is unless asked otherwise.
+    """
+
+    help: str
+    choices: tuple[str, ...] = Field(min_length=2)
+    default: str
+
+    @model_validator(mode="after")
+    def _default_is_a_choice(self) -> Self:
+        if self.default not in self.choices:
+            raise ValueError(f"default {self.default!r} is none of the choices {list(self.choices)}")
+        return self
+
+
+class _Conditional(_Strict):
+    """Something that applies only under some options, or to some mixers (``mamba1``, ``mamba2``)."""
+
+    when: Mapping[str, str] = Field(default_factory=dict)
+    mixers: tuple[str, ...] = ("mamba1", "mamba2")
+
+    def applies(self, options: Mapping[str, str], mixer: str) -> bool:
+        """Return whether it applies under these options to this mixer."""
+        return mixer in self.mixers and all(options.get(name) == value for name, value in self.when.items())
+
+
+class Rule(_Conditional):
+    """Sites whose name matches one of the patterns get a scheme.
+
+    Attributes:
+        match: shell patterns over site names, ``layers.*.in_proj.weight``.
+        scheme: name of a scheme of the recipe.
+    """
+
+    match: tuple[str, ...] = Field(min_length=1)
+    scheme: str
+
+
+class TransformStep(_Conditional):
+    """A transform of the float model, by name."""
+
+    name: str
+
+
+class Recipe(_Strict):
+    """What is wanted of a quantised model.
+
+    Attributes:
+        name: as it is asked for.
+        description: one line.
+        source: paper and section.
+        refuses: reason by mixer kind that the recipe does not fit.
+        options: choices left to the user, by name.
+        transforms: in order of application.
+        schemes: named schemes for the rules.
+        rules: in order; later ones win.
+        chosen: value of each option.
+        keep: patterns of sites that stay float32.
+    """
+
+    name: str
+    description: str
+    source: str
+    refuses: Mapping[str, str] = Field(default_factory=dict)
+    options: Mapping[str, Option] = Field(default_factory=dict)
+    transforms: tuple[TransformStep, ...] = ()
+    schemes: Mapping[str, TensorScheme] = Field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    chosen: Mapping[str, str] = Field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Self:
+        for rule in self.rules:
+            if rule.scheme not in self.schemes:
+                raise ValueError(
+                    f"a rule names the scheme {rule.scheme!r}; {nearest(rule.scheme, self.schemes)}"
+                )
+        for step in (*self.rules, *self.transforms):
+            for name, value in step.when.items():
+                if name not in self.options or value not in self.options[name].choices:
+                    raise ValueError(f"a condition asks for {name}={value}, which is no option of the recipe")
+        return self
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Value of every option, chosen or by default."""
+        return {name: self.chosen.get(name, option.default) for name, option in self.options.items()}
+
+    @property
+    def reference(self) -> str:
+        """The reference that asks for this recipe with these options."""
+        words = [self.name, *(f"{k}={v}" for k, v in self.chosen.items()), *(f"keep={p}" for p in self.keep)]
+        return "+".join(words)
+
+    def with_options(self, words: list[str]) -> Recipe:
+        """Return the recipe under ``option=value`` and ``keep=PATTERN`` words.
+
+        Raises:
+            RecipeError: an option or value is unknown.
+        """
+        chosen, keep = dict(self.chosen), list(self.keep)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise RecipeError(f"recipe {self.name!r}: options are written option=value, found {word!r}")
+            if name == "keep":
+                keep.append(value)
+            elif name not in self.options:
+                hint = nearest(name, [*self.options, "keep"])
+                raise RecipeError(f"recipe {self.name!r} has no option {name!r}; {hint}")
+            elif value not in self.options[name].choices:
+                hint = nearest(value, self.options[name].choices)
+                raise RecipeError(f"recipe {self.name!r}: {name} cannot be {value!r}; {hint}")
+            else:
+                chosen[name] = value
+        return self.model_copy(update={"chosen": chosen, "keep": tuple(keep)})
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes inside the package, by name."""
+    folder = resources.files("ssmquant").joinpath("recipes")
+    return {
+        Path(str(f)).stem: Path(str(f)) for f in sorted(folder.iterdir(), key=str) if str(f).endswith(".yaml")
+    }
+
+
+def load_recipe(reference: str | Path | Recipe) -> Recipe:
+    """Return the recipe that a reference asks for.
+
+    Args:
+        reference: name of a shipped recipe or path of a YAML file, with ``+option=value`` words; or a recipe.
+
+    Raises:
+        RecipeError: it does not exist, cannot be read, or has unknown keys, options or values.
+    """
+    if isinstance(reference, Recipe):
+        return reference
+    name, *words = str(reference).split("+")
+    shipped = shipped_recipes()
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise RecipeError(f"no recipe {name!r}, and no such file; {nearest(name, shipped)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not a YAML text in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path}: must be a mapping of {', '.join(Recipe.model_fields)}")
+    try:
+        recipe = Recipe.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {_explain(error)}") from error
+    return recipe.with_options(words)
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one line for each fault, with the nearest known name for an unknown key."""
+    fields = {*Recipe.model_fields, *Rule.model_fields, *Option.model_fields, *TensorScheme.model_fields}
+    lines = []
+    for fault in error.errors():
+        place: Any = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        hint = f"; {nearest(str(fault['loc'][-1]), fields)}" if fault["type"] == "extra_forbidden" else ""
+        lines.append(f"{place}: {fault['msg']}{hint}")
+    return "; ".join(lines)

@@ -1,0 +1,1 @@
+"""Running models: the step engine, sampling, text generation and streaming."""

@@ -1,0 +1,101 @@
+"""`Statistics`: observers by site: mergeable, and stored as safetensors.
+
+stats = first.merge(second)
+stats.absmax("layers.0.x")       # float32 [d_inner]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ssmquant.errors import SsmquantError
+from ssmquant.observers import OBSERVERS, AbsMax, Histogram, Observer
+
+__all__ = ["Needs", "Statistics"]
+
+Needs = Mapping[str, tuple[str, ...]]
+"""Names of the observers wanted at each site."""
+
+_SEPARATOR = "|"
+
+
+@dataclass
+class Statistics:
+    """What calibration saw.
+
+    Attributes:
+        sites: observers by site name and observer name.
+    """
+
+    sites: dict[str, dict[str, Observer]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, needs: Needs) -> Statistics:
+        """Return statistics that have seen nothing, with the observers asked for."""
+        return cls({site: {name: OBSERVERS[name]() for name in names} for site, names in needs.items()})
+
+    def observers(self, site: str) -> Iterator[Observer]:
+        """Return the observers of a site."""
+        yield from self.sites[site].values()
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Return the statistics of both data sets; the order does not matter.
+
+        Raises:
+            SsmquantError: they were gathered at different sites or with different observers.
+        """
+        if {s: set(o) for s, o in self.sites.items()} != {s: set(o) for s, o in other.sites.items()}:
+            raise SsmquantError(
+                "statistics of different sites or observers cannot be merged; gather both with the same needs"
+            )
+        return Statistics(
+            {
+                site: {name: observer.merge(other.sites[site][name]) for name, observer in observers.items()}
+                for site, observers in self.sites.items()
+            }
+        )
+
+    def absmax(self, site: str) -> Tensor:
+        """Return the largest magnitude a channel of a site, float32."""
+        observer = self.sites[site][AbsMax.name]
+        assert isinstance(observer, AbsMax)
+        if observer.value is None:
+            raise SsmquantError(f"site {site} was never observed; calibrate with at least one sequence")
+        return observer.value
+
+    def histogram(self, site: str) -> Histogram:
+        """Return the histogram of a site."""
+        observer = self.sites[site][Histogram.name]
+        assert isinstance(observer, Histogram)
+        return observer
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return every observer's tensors, by ``site|observer|tensor``."""
+        return {
+            _SEPARATOR.join((site, name, key)): tensor
+            for site, observers in self.sites.items()
+            for name, observer in observers.items()
+            for key, tensor in observer.state().items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], needs: Needs) -> Statistics:
+        """Return the statistics that `to_tensors` wrote."""
+        return cls(
+            {
+                site: {
+                    name: OBSERVERS[name].from_state(
+                        {
+                            key.rpartition(_SEPARATOR)[2]: tensor
+                            for key, tensor in tensors.items()
+                            if key.startswith(f"{site}{_SEPARATOR}{name}{_SEPARATOR}")
+                        }
+                    )
+                    for name in names
+                }
+                for site, names in needs.items()
+            }
+        )

@@ -1,0 +1,59 @@
+"""`Transform`: a change of the float model's weights that keeps its function (tested: the same logits in float64)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ssmquant.families import Shell
+from ssmquant.families.table import Dims
+from ssmquant.scheme import TensorScheme
+from ssmquant.statistics import Needs, Statistics
+
+__all__ = ["Context", "Transform", "replace_parameter"]
+
+
+@dataclass
+class Context:
+    """What transforms are given and what they leave behind.
+
+    Attributes:
+        schemes: the plan's schemes, by site.
+        statistics: of the model as it stands, with what the transform needs.
+        groups: left behind: which scale each channel of a site has, int16 ``[C]`` (per-head-group scales).
+    """
+
+    schemes: Mapping[str, TensorScheme]
+    statistics: Statistics = field(default_factory=Statistics)
+    groups: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A transform by name.
+
+    Attributes:
+        name: as recipes call it.
+        apply: changes the shell, replacing parameters (never writing into them: tensors are shared with the source).
+        needs: statistics that it needs of the model as it stands.
+        check: raises `InputError` when the dimensions do not allow it.
+        requires: transforms that must come before it.
+        unties: whether embedding and head differ afterwards.
+        online: whether the mixers do a part of it at run time.
+    """
+
+    name: str
+    apply: Callable[[Shell, Context], None]
+    needs: Callable[[Shell], Needs] = lambda shell: {}
+    check: Callable[[Dims], None] = lambda dims: None
+    requires: tuple[str, ...] = ()
+    unties: bool = False
+    online: bool = False
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module a new parameter tensor of the old one's dtype."""
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=old.requires_grad))
