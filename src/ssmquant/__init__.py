@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ssmquant.loading import plan as plan
     from ssmquant.model import Model as Model
     from ssmquant.pipeline import quantize as quantize
-    from ssmquant.plan import Plan as Plan
+    from ssmquant.planning import Plan as Plan
     from ssmquant.recipe import Recipe as Recipe
     from ssmquant.recipe import load_recipe as load_recipe
     from ssmquant.recipe import shipped_recipes as shipped_recipes
 
 _PUBLIC = {
     "Model": "model",
-    "Plan": "plan",
+    "Plan": "planning",
     "Recipe": "recipe",
     "Verification": "checkpoint",
     "load": "loading",

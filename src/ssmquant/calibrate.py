@@ -89,7 +89,7 @@ def cache_folder() -> Path:
 def calibrate_cached(
     shell: Shell, windows: Tensor, needs: Needs, progress: Progress | None = None, *, cache: Path | None
 ) -> Statistics:
-    """Return `calibrate`'s result, from the cache if it is there.
+    """Return `calibrate`'s result, as far as possible from the cache: only what is not there yet is gathered.
 
     Args:
         shell: the float model.
@@ -105,18 +105,26 @@ def calibrate_cached(
         "model": combined(digests(shell.model.state_dict())),
         "hadamard": [block.mixer.hadamard for block in shell.blocks],
         "windows": digest(windows),
-        "needs": {site: list(names) for site, names in needs.items()},
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / "calibration" / f"{name}.safetensors"
-    if path.is_file():
-        try:
-            return Statistics.from_tensors(load_file(path), needs)
-        except (SafetensorError, OSError):
-            path.unlink(missing_ok=True)  # a damaged entry is as good as none
-    statistics = calibrate(shell, windows, needs, progress)
+    statistics = _read(path)
+    if missing := statistics.lacking(needs):
+        statistics = statistics.joined(calibrate(shell, windows, missing, progress))
+        _write(path, statistics)
+    return statistics
+
+
+def _read(path: Path) -> Statistics:
+    """Return the statistics of a cache entry; none if it is missing or damaged."""
+    try:
+        return Statistics.from_tensors(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return Statistics()
+
+
+def _write(path: Path, statistics: Statistics) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({key: tensor.contiguous() for key, tensor in statistics.to_tensors().items()}, partial)
+    save_file({name: tensor.contiguous() for name, tensor in statistics.to_tensors().items()}, partial)
     partial.replace(path)
-    return statistics

@@ -33,7 +33,7 @@ from ssmquant.files import (
     write_tensors,
     writing,
 )
-from ssmquant.plan import Plan
+from ssmquant.planning import Plan
 
 if TYPE_CHECKING:
     from ssmquant.model import Model

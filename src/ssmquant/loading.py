@@ -14,8 +14,8 @@ from ssmquant.families import Shell, build, family_of
 from ssmquant.families.original import convert_config, convert_tensors, is_original
 from ssmquant.files import TensorSpec, check_tensors, read_config, read_tensors, resolve
 from ssmquant.model import Model
-from ssmquant.plan import Plan
-from ssmquant.plan import resolve as resolve_plan
+from ssmquant.planning import Plan
+from ssmquant.planning import resolve as resolve_plan
 from ssmquant.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmquant.errors import ModelError
 from ssmquant.families import Shell
-from ssmquant.plan import Plan
+from ssmquant.planning import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

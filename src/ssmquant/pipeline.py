@@ -20,7 +20,7 @@ from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
 from ssmquant.modules.weights import Weight
-from ssmquant.plan import resolve
+from ssmquant.planning import resolve
 from ssmquant.quantizers import round_to_nearest
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe

@@ -58,6 +58,21 @@ class Statistics:
             }
         )
 
+    def lacking(self, needs: Needs) -> dict[str, tuple[str, ...]]:
+        """Return what these statistics lack of some needs."""
+        missing = {
+            site: tuple(name for name in names if name not in self.sites.get(site, {}))
+            for site, names in needs.items()
+        }
+        return {site: names for site, names in missing.items() if names}
+
+    def joined(self, other: Statistics) -> Statistics:
+        """Return the observers of both, gathered on the same data; of an observer that both have, the other's."""
+        sites = dict(self.sites)
+        for site, observers in other.sites.items():
+            sites[site] = {**sites.get(site, {}), **observers}
+        return Statistics(sites)
+
     def absmax(self, site: str) -> Tensor:
         """Return the largest magnitude a channel of a site, float32."""
         observer = self.sites[site][AbsMax.name]
@@ -82,20 +97,15 @@ class Statistics:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], needs: Needs) -> Statistics:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Statistics:
         """Return the statistics that `to_tensors` wrote."""
+        states: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for path, tensor in tensors.items():
+            site, name, key = path.split(_SEPARATOR)
+            states.setdefault(site, {}).setdefault(name, {})[key] = tensor
         return cls(
             {
-                site: {
-                    name: OBSERVERS[name].from_state(
-                        {
-                            key.rpartition(_SEPARATOR)[2]: tensor
-                            for key, tensor in tensors.items()
-                            if key.startswith(f"{site}{_SEPARATOR}{name}{_SEPARATOR}")
-                        }
-                    )
-                    for name in names
-                }
-                for site, names in needs.items()
+                site: {name: OBSERVERS[name].from_state(state) for name, state in observers.items()}
+                for site, observers in states.items()
             }
         )

@@ -154,6 +154,21 @@ def test_unknown_task_is_refused_with_the_nearest(
         run_tasks(chain, ["toy_choice", "toy_chioce"], include_path=folder)
 
 
+def test_tasks_of_the_harness_are_not_read_without_need(
+    chain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bool] = []
+
+    def manager(*, include_path: str, include_defaults: bool = True) -> Any:
+        read.append(include_defaults)
+        return original(include_path=include_path, include_defaults=False)
+
+    original = integration.TaskManager
+    monkeypatch.setattr(integration, "TaskManager", manager)
+    run_tasks(chain, ["toy_choice"], include_path=folder, limit=1)
+    assert read == [False]
+
+
 def test_no_task_and_no_folder_are_refused(chain: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one name"):
         run_tasks(chain, [])

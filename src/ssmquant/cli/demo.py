@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from ssmquant.cli.console import printable, stdout
@@ -53,7 +53,7 @@ def demo(
     folder = str(builtin_model())
     with Progress() as progress:
         with _step(console, f"plan {recipe} for the embedded model (Mamba-2, 7.7 M parameters)"):
-            console.print(Padding(plan_summary(loading.plan(folder, recipe)), (0, 2)))
+            console.print(indent(plan_summary(loading.plan(folder, recipe)), "  "), markup=False)
         with _step(console, "calibrate and quantise"):
             model = ssmquant.load(folder)
             quantised = ssmquant.quantize(
@@ -67,7 +67,8 @@ def demo(
             quantised.save(out, force=force)
         with _step(console, "load it again"):
             quantised = ssmquant.load(str(out))
-        with _step(console, "evaluate against the float model"):
+        model.name = "the float model"
+        with _step(console, f"evaluate {out} against {model.name}"):
             windows = evaluation_windows(model, "builtin", samples, seqlen)
             console.print(evaluate(model, [quantised], windows, progress=progress).table())
         with _step(console, "continue a few texts"):
@@ -101,5 +102,6 @@ def _compare_texts(console: Console, model: Model, quantised: Model) -> None:
         for name, found in texts.items():
             line = Text(f"{name:>11}: ", style="dim")
             line.append(prompt.strip().replace("\n", "⏎"), style="bold")
+            line.append(" ▸ ", style="dim")
             line.append(printable(found[index]).replace("\n", "⏎"), style="default")
             console.print(line, soft_wrap=True)

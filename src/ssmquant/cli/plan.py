@@ -9,7 +9,7 @@ from ssmquant.cli.files import require_place, write_json
 from ssmquant.cli.options import JsonFile, ModelReference, Recipe
 
 if TYPE_CHECKING:
-    from ssmquant.plan import Plan
+    from ssmquant.planning import Plan
 
 __all__ = ["plan", "plan_summary"]
 

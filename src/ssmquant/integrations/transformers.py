@@ -60,7 +60,7 @@ class SsmquantHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         from ssmquant.checkpoint import check_version
         from ssmquant.families.shell import adopt
-        from ssmquant.plan import Plan
+        from ssmquant.planning import Plan
 
         entries = self.quantization_config.entries
         check_version(entries, model.config.name_or_path or "config.json")

@@ -52,7 +52,9 @@ class StateSite(nn.Module):
 
     scale: Tensor
     group: Tensor
-    SAMPLE_EVERY: ClassVar[int] = 16  # tokens between two looks at a float state, while it is observed
+    # Tokens between two looks at a float state while it is observed. A multiple of the scans' chunk lengths, so that
+    # looking changes no sum.
+    SAMPLE_EVERY: ClassVar[int] = 64
 
     def __init__(self, dims: Mapping[str, int], scheme: TensorScheme) -> None:
         super().__init__()
