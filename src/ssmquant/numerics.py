@@ -16,6 +16,9 @@ from torch import Tensor
 
 __all__ = ["code_limit", "dequantize", "per_token_scale", "quantize", "round_clamp", "scale_from_absmax"]
 
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # subnormal numbers have no reciprocal, and GPUs flush them
+_LARGEST_SCALE = 1.0 / _SMALLEST_SCALE  # 2**126; the reciprocal of anything above is subnormal
+
 
 def code_limit(bits: int) -> int:
     """Return the largest code of a symmetric ``bits``-bit integer: 127 for 8, 7 for 4."""
@@ -67,14 +70,16 @@ def scale_from_absmax(absmax: Tensor, bits: int = 8) -> Tensor:
     """Return the float32 scale whose largest code stands for ``absmax``.
 
     A range that was never seen to be other than zero gets the range 1: any scale codes zeros exactly, and a value that
-    does turn up later is then clamped late instead of at once.
+    does turn up later is then clamped late instead of at once. Scale and reciprocal are normal float32 numbers; a range
+    too small or too large for that gets the nearest scale that is.
 
     Args:
         absmax: largest magnitudes, any shape, non-negative.
         bits: width of the code.
     """
     absmax = absmax.double()
-    return (torch.where(absmax > 0, absmax, 1.0) / code_limit(bits)).float()
+    scale = torch.where(absmax > 0, absmax, 1.0) / code_limit(bits)
+    return scale.clamp(_SMALLEST_SCALE, _LARGEST_SCALE).float()
 
 
 def per_token_scale(x: Tensor, bits: int = 8) -> Tensor:

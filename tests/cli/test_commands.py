@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,12 @@ SMALL = ("--samples", 2, "--seqlen", 32)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Keeps calibration statistics out of the user's cache folder."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of calibration statistics, in place of the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSMQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SSMQUANT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_plan_shows_sites_and_bytes_and_reads_no_weights(
     config_alone.mkdir()
     shutil.copy(FLOAT / "config.json", config_alone)
     outcome = run("plan", config_alone, "--recipe", RECIPE, "--json", tmp_path / "plan.json")
-    plan = loading.plan(FLOAT, RECIPE)
+    plan = ssmquant.plan(FLOAT, RECIPE)
     assert outcome.status == 0
     assert _read(tmp_path / "plan.json") == plan.to_json()
     lines = outcome.stdout.splitlines()
@@ -95,12 +97,15 @@ def test_quantize_refuses_before_any_work(run: Any, out: Path, monkeypatch: pyte
     assert not (out.parent / "new").exists()
 
 
-def test_quantize_force_replaces(run: Any, out: Path, tmp_path: Path) -> None:
+def test_quantize_force_replaces(run: Any, out: Path, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    outcome = run("quantize", FLOAT, "-r", "w8a8-dynamic", "-o", copy, *SMALL, "--no-cache", "--force")
+    cached = sorted(cache.rglob("*"))
+    outcome = run("quantize", FLOAT, "-r", "w8a8-naive", "-o", copy, *SMALL, "--no-cache", "--force")
     assert outcome.status == 0
-    assert _read(copy / "config.json")["quantization_config"]["plan"]["recipe"] == "w8a8-dynamic"
+    assert _read(copy / "config.json")["quantization_config"]["plan"]["recipe"] == "w8a8-naive"
+    assert cached
+    assert sorted(cache.rglob("*")) == cached
 
 
 def test_inspect_shows_what_is_stored(run: Any, out: Path, tmp_path: Path) -> None:
@@ -233,7 +238,7 @@ def test_eval_tasks_alone_reads_no_text(run: Any, tmp_path: Path, monkeypatch: p
 
 
 def _expected(out: Path, prompts: list[str], tokens: int, **options: Any) -> list[str]:
-    return loading.load(str(out)).generate(prompts, max_new_tokens=tokens, **options)
+    return ssmquant.load(str(out)).generate(prompts, max_new_tokens=tokens, **options)
 
 
 def test_generate_streams_one_text(run: Any, out: Path, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(file, {"a": 2, "b": object()})
     assert json.loads(file.read_text(encoding="utf-8")) == {"模型": 1}
     assert list(tmp_path.iterdir()) == [file]
-    write_json(file, {"b": 2})
+    with file.open(encoding="utf-8") as reader:
+        write_json(file, {"b": 2})
+        assert json.load(reader) == {"模型": 1}  # who reads meanwhile has the file of before, whole
     assert json.loads(file.read_text(encoding="utf-8")) == {"b": 2}
 
 

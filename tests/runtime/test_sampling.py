@@ -88,6 +88,13 @@ def test_tokens_outside_top_k_are_never_drawn() -> None:
     assert drawn == allowed
 
 
+def test_the_likeliest_token_is_always_kept() -> None:
+    # 1 - top_p rounds to 1, which every cumulative probability reaches.
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    kept = process_logits(logits, [[0]], Sampling(temperature=1.0, top_p=1e-12))
+    assert kept.isfinite().tolist() == [[False, True, False]]
+
+
 def test_rows_draw_from_their_own_generator() -> None:
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(1))
     sampling = Sampling(temperature=1.0, top_p=0.9)

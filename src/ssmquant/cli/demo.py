@@ -42,7 +42,6 @@ def demo(
 ) -> None:
     """Run the whole main job on a small embedded model: plan, quantise, save, load, evaluate, generate."""
     import ssmquant
-    from ssmquant import loading
     from ssmquant.data import builtin_model
     from ssmquant.eval.evaluate import evaluate
     from ssmquant.files import refuse_existing
@@ -53,7 +52,7 @@ def demo(
     folder = str(builtin_model())
     with Progress() as progress:
         with _step(console, f"plan {recipe} for the embedded model (Mamba-2, 7.7 M parameters)"):
-            console.print(indent(plan_summary(loading.plan(folder, recipe)), "  "), markup=False)
+            console.print(indent(plan_summary(ssmquant.plan(folder, recipe)), "  "), markup=False)
         with _step(console, "calibrate and quantise"):
             model = ssmquant.load(folder)
             quantised = ssmquant.quantize(

@@ -17,9 +17,9 @@ __all__ = ["plan", "plan_summary"]
 def plan(model: ModelReference, recipe: Recipe, json: JsonFile = None) -> None:
     """Show what a recipe would do to a model. Reads its config only; nothing is run or written."""
     require_place(json)
-    from ssmquant import loading
+    import ssmquant
 
-    found = loading.plan(model, recipe)
+    found = ssmquant.plan(model, recipe)
     console = stdout()
     console.print(found.table())
     console.print(plan_summary(found), markup=False, soft_wrap=True)

@@ -35,12 +35,11 @@ def quantize(
 ) -> None:
     """Quantise a model by a recipe and write it as a folder."""
     import ssmquant
-    from ssmquant import loading
     from ssmquant.files import refuse_existing
 
     # Everything that can be refused is refused before the weights are read.
     refuse_existing(out, force)
-    loading.plan(model, recipe)
+    ssmquant.plan(model, recipe)
     with Progress() as progress:
         loaded = ssmquant.load(model)
         progress.finished("load")

@@ -6,14 +6,15 @@ A new format is a subclass of `Format` in a module of its own and an entry in th
 from __future__ import annotations
 
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, TensorSpec
 from ssmquant.formats.dense import Dense
+from ssmquant.formats.int4 import Int4
 from ssmquant.formats.int8 import Int8
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Format", "TensorSpec", "format_for"]
+__all__ = ["Codes", "Format", "TensorSpec", "format_for"]
 
-_FORMATS: tuple[Format, ...] = (Dense(), Int8())
+_FORMATS: tuple[Format, ...] = (Dense(), Int8(), Int4())
 
 
 def format_for(scheme: TensorScheme) -> Format:
@@ -26,5 +27,5 @@ def format_for(scheme: TensorScheme) -> Format:
         if candidate.supports(scheme):
             return candidate
     raise RecipeError(
-        f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor and int8 per-channel"
+        f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor or per-channel, int4 per-group"
     )

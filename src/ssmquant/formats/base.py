@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Format", "TensorSpec"]
+__all__ = ["Codes", "Format", "TensorSpec"]
 
 
 class TensorSpec(NamedTuple):
@@ -19,6 +19,18 @@ class TensorSpec(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class Codes(NamedTuple):
+    """The codes of a weight, as a quantizer chose them, before any packing.
+
+    Attributes:
+        codes: int8 ``[out, in]``.
+        scale: float32: ``[1]``, ``[out]`` or ``[out, groups]``.
+    """
+
+    codes: Tensor
+    scale: Tensor
 
 
 class Format(ABC):
@@ -33,6 +45,10 @@ class Format(ABC):
     @abstractmethod
     def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
         """Return names, shapes and dtypes of what is stored."""
+
+    @abstractmethod
+    def pack(self, codes: Codes) -> dict[str, Tensor]:
+        """Return the stored tensors of a weight's codes."""
 
     @abstractmethod
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:

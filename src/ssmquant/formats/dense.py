@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssmquant import numerics
-from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.errors import RecipeError
+from ssmquant.formats.base import Codes, Format, TensorSpec
 from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import TensorScheme
 
@@ -30,6 +31,10 @@ class Dense(Format):
     def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
         """Return ``weight [out, in]``."""
         return {"weight": TensorSpec(shape, _DTYPES[scheme.bits])}
+
+    def pack(self, codes: Codes) -> dict[str, Tensor]:
+        """Raise: a float weight has no codes."""
+        raise RecipeError("a float weight has no codes; its scheme is a float one")
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return the weight itself."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssmquant import numerics
-from ssmquant.formats.base import Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, TensorSpec
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import Granularity, TensorScheme
@@ -31,6 +31,10 @@ class Int8(Format):
         """Return codes and scale."""
         rows = 1 if scheme.granularity is Granularity.PER_TENSOR else shape[0]
         return {"codes": TensorSpec(shape, torch.int8), "scale": TensorSpec((rows,), torch.float32)}
+
+    def pack(self, codes: Codes) -> dict[str, Tensor]:
+        """Return codes and scale as they are."""
+        return {"codes": codes.codes, "scale": codes.scale}
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return ``codes * scale``."""

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from ssmquant.errors import InputError
 
-__all__ = ["expect_codes_or_float", "expect_dtype", "expect_scale", "expect_shape"]
+__all__ = [
+    "expect_codes_or_float",
+    "expect_dtype",
+    "expect_float",
+    "expect_scale",
+    "expect_shape",
+    "expect_tokens",
+]
 
 
 def expect_shape(op: str, name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
@@ -28,12 +35,22 @@ def expect_dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> No
         raise InputError(f"{op}: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
 
 
-def expect_codes_or_float(op: str, name: str, tensor: Tensor, scale: Tensor | None) -> None:
-    """Raise unless the tensor is int8 with a scale, or floating point without one."""
-    if scale is None and not tensor.dtype.is_floating_point:
-        raise InputError(f"{op}: {name} is {tensor.dtype} and has no scale; pass its scale or a float tensor")
+def expect_float(op: str, name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is floating point: codes would need a scale."""
+    if not tensor.dtype.is_floating_point:
+        raise InputError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+
+
+def expect_codes_or_float(
+    op: str, name: str, tensor: Tensor, scale: Tensor | None, *dtypes: torch.dtype
+) -> None:
+    """Raise unless the tensor is int8 with a scale, or of one of these float dtypes without one."""
     if scale is not None and tensor.dtype != torch.int8:
         raise InputError(f"{op}: {name} has a scale and must be torch.int8, got {tensor.dtype}")
+    if scale is None and not tensor.dtype.is_floating_point:
+        raise InputError(f"{op}: {name} is {tensor.dtype} and has no scale; pass its scale or a float tensor")
+    if scale is None:
+        expect_dtype(op, name, tensor, *dtypes)
 
 
 def expect_scale(op: str, name: str, scale: Tensor | None, channels: int) -> None:
@@ -43,3 +60,9 @@ def expect_scale(op: str, name: str, scale: Tensor | None, channels: int) -> Non
     expect_dtype(op, name, scale, torch.float32)
     if scale.dim() != 1 or scale.shape[0] not in (1, channels):
         raise InputError(f"{op}: {name} must have shape [1] or [{channels}], got {list(scale.shape)}")
+
+
+def expect_tokens(op: str, length: int) -> None:
+    """Raise unless there is at least one token."""
+    if length < 1:
+        raise InputError(f"{op}: x has no tokens; pass at least one")

@@ -21,9 +21,11 @@ from ssmquant.ops.checks import expect_dtype
 __all__ = ["check_state", "read", "segments", "write"]
 
 
-def check_state(op: str, state: Tensor, state_scale: Tensor | None, interval: int) -> None:
-    """Raise unless state, scale and interval fit each other."""
-    expect_dtype(op, "state", state, torch.float64, torch.float32, torch.float16, torch.int8)
+def check_state(
+    op: str, state: Tensor, state_scale: Tensor | None, interval: int, compute: torch.dtype
+) -> None:
+    """Raise unless state, scale and interval fit each other; ``compute`` is the dtype of a state kept as it is."""
+    expect_dtype(op, "state", state, compute, torch.float16, torch.int8)
     if (state.dtype == torch.int8) != (state_scale is not None):
         raise InputError(
             f"{op}: an int8 state has a scale and no other has; got {state.dtype} and {state_scale is not None}"

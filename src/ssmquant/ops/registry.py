@@ -36,7 +36,8 @@ class Kernel:
     Attributes:
         backend: name of the backend, ``cpu`` or ``triton``.
         device: torch device type that it runs on.
-        run: the implementation; arguments and results are those of the op's schema.
+        run: the implementation; arguments and results are those of the op's schema. Results are contiguous and
+            share no memory with the arguments.
         supports: given the op's arguments, None or the reason why they are not supported.
     """
 
@@ -53,7 +54,7 @@ class Op:
         schema: torch schema, ``name(Tensor x, …) -> Tensor``.
         check: raises `InputError` for arguments that no implementation accepts; called before every run.
         reference: exact implementation in PyTorch, for every device and differentiable where the inputs are float.
-        fake: shape and dtype of the results, from fake tensors.
+        fake: shape and dtype of the results (contiguous), from fake tensors.
     """
 
     def __init__(
@@ -113,7 +114,12 @@ class Op:
     def _run(self, *args: Any) -> Any:
         self.check(*args)
         kernel, _ = self._select(args)
-        return kernel.run(*args) if kernel else self.reference(*args)
+        return kernel.run(*args) if kernel else _contiguous(self.reference(*args))
+
+
+def _contiguous(results: Any) -> Any:
+    """Return a reference's results in the layout that fakes promise and kernels write."""
+    return results.contiguous() if isinstance(results, Tensor) else tuple(r.contiguous() for r in results)
 
 
 def all_ops() -> dict[str, Op]:

@@ -1,23 +1,23 @@
-"""Round to nearest: the codes of a weight under the absmax of each row, or of the whole."""
+"""Round to nearest: the codes of a weight under the absmax of its whole, of each row, or of each group along K."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
+from ssmquant.formats import Codes
 from ssmquant.scheme import Granularity, TensorScheme
 
-__all__ = ["round_to_nearest"]
+__all__ = ["round_to_nearest", "weight_scale"]
 
 
-def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> dict[str, Tensor]:
-    """Return ``codes`` int8 ``[N, K]`` and ``scale`` float32 ``[N]`` (per-channel) or ``[1]`` (per-tensor).
+def weight_scale(weight: Tensor, scheme: TensorScheme) -> Tensor:
+    """Return the absmax scales of a weight, float32: ``[1]``, ``[N]`` or ``[N, groups]``.
 
     Args:
         weight: float ``[N, K]``.
-        scheme: a symmetric integer scheme.
+        scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
     """
     magnitude = weight.abs()
     match scheme.granularity:
@@ -25,9 +25,22 @@ def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> dict[str, Tensor]:
             absmax = magnitude.amax().reshape(1)
         case Granularity.PER_CHANNEL:
             absmax = magnitude.amax(dim=1)
+        case Granularity.PER_GROUP if scheme.group_size:
+            absmax = magnitude.unflatten(1, (-1, scheme.group_size)).amax(dim=2)
         case _:
-            raise RecipeError(
-                f"round to nearest has no {scheme.granularity} scales; use per-channel or per-tensor"
-            )
-    scale = numerics.scale_from_absmax(absmax, scheme.bits)
-    return {"codes": numerics.quantize(weight, scale[:, None].to(torch.float32), scheme.bits), "scale": scale}
+            raise RecipeError(f"weights have no {scheme.granularity} scales; use per-tensor, per-channel or per-group")
+    return numerics.scale_from_absmax(absmax, scheme.bits)
+
+
+def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> Codes:
+    """Return the codes nearest to a weight.
+
+    Args:
+        weight: float ``[N, K]``.
+        scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
+    """
+    scale = weight_scale(weight, scheme)
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    rows = scale[..., None] if scale.dim() == 2 else scale.view(-1, 1, 1)
+    codes = numerics.quantize(weight.unflatten(1, (groups, -1)), rows, scheme.bits)
+    return Codes(codes.flatten(1), scale)

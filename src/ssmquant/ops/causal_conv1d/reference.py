@@ -26,9 +26,9 @@ def causal_conv1d(
     weight_scale``, the bias, SiLU, all float32. Operands without a scale are floats and the sum is theirs.
 
     Args:
-        x: int8 or float ``[B, L, C]``, L >= 1.
+        x: int8, float32 or float64 ``[B, L, C]``, L >= 1.
         x_scale: float32 ``[1]`` or ``[C]``, None for a float x.
-        weight: int8 or float ``[C, d_conv]``; the last tap meets the newest token.
+        weight: int8, float16 or float of x's dtype ``[C, d_conv]``; the last tap meets the newest token.
         weight_scale: float32 ``[1]`` or ``[C]``, None for a float weight.
         bias: float ``[C]``.
         state: the ``d_conv`` newest inputs before x, ``[B, C, d_conv]``, dtype of x; zeros at the start.

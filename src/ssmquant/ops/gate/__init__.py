@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmquant.ops.checks import expect_codes_or_float, expect_scale, expect_shape
+from ssmquant.ops.checks import expect_codes_or_float, expect_dtype, expect_scale, expect_shape
 from ssmquant.ops.gate.reference import gate as _reference
 from ssmquant.ops.hadamard.matrix import check_size
 from ssmquant.ops.registry import Op
@@ -14,8 +14,9 @@ __all__ = ["gate"]
 
 
 def _check(y: Tensor, z: Tensor, z_scale: Tensor | None, hadamard: bool, scale_out: Tensor | None) -> None:
+    expect_dtype("gate", "y", y, torch.float32, torch.float64)
     expect_shape("gate", "z", z, y.shape)
-    expect_codes_or_float("gate", "z", z, z_scale)
+    expect_codes_or_float("gate", "z", z, z_scale, y.dtype)
     expect_scale("gate", "z_scale", z_scale, y.shape[-1])
     expect_scale("gate", "scale_out", scale_out, y.shape[-1])
     if hadamard:
@@ -23,7 +24,7 @@ def _check(y: Tensor, z: Tensor, z_scale: Tensor | None, hadamard: bool, scale_o
 
 
 def _fake(y: Tensor, z: Tensor, z_scale: Tensor | None, hadamard: bool, scale_out: Tensor | None) -> Tensor:
-    return torch.empty_like(y, dtype=y.dtype if scale_out is None else torch.int8)
+    return y.new_empty(y.shape, dtype=y.dtype if scale_out is None else torch.int8)
 
 
 gate = Op(

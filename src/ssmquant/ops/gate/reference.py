@@ -22,8 +22,8 @@ def gate(y: Tensor, z: Tensor, z_scale: Tensor | None, hadamard: bool, scale_out
     """Return ``y * silu(z)``, Hadamard-transformed over the channels if asked for.
 
     Args:
-        y: float ``[..., C]``, output of the scan.
-        z: int8 or float ``[..., C]``.
+        y: float32 or float64 ``[..., C]``, output of the scan.
+        z: int8 ``[..., C]``, or a float of y's dtype.
         z_scale: float32 ``[1]`` or ``[C]``, None for a float z.
         hadamard: whether to apply the orthonormal Hadamard transform.
         scale_out: float32 ``[1]`` or ``[C]``; None for float results.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import InputError
-from ssmquant.ops.checks import expect_codes_or_float, expect_scale, expect_shape
+from ssmquant.ops.checks import expect_codes_or_float, expect_dtype, expect_scale, expect_shape
 from ssmquant.ops.gated_rms_norm.reference import gated_rms_norm as _reference
 from ssmquant.ops.hadamard.matrix import check_size
 from ssmquant.ops.registry import Op
@@ -27,10 +27,12 @@ def _check(
     scale_out: Tensor | None,
 ) -> None:
     channels = y.shape[-1]
+    expect_dtype(_NAME, "y", y, torch.float32, torch.float64)
     expect_shape(_NAME, "z", z, y.shape)
-    expect_codes_or_float(_NAME, "z", z, z_scale)
+    expect_codes_or_float(_NAME, "z", z, z_scale, y.dtype)
     expect_scale(_NAME, "z_scale", z_scale, channels)
     expect_scale(_NAME, "scale_out", scale_out, channels)
+    expect_dtype(_NAME, "weight", weight, y.dtype)
     expect_shape(_NAME, "weight", weight, (channels,))
     if channels % group_size:
         raise InputError(f"{_NAME}: group_size {group_size} does not divide {channels} channels")
@@ -48,7 +50,7 @@ def _fake(
     hadamard: bool,
     scale_out: Tensor | None,
 ) -> Tensor:
-    return torch.empty_like(y, dtype=y.dtype if scale_out is None else torch.int8)
+    return y.new_empty(y.shape, dtype=y.dtype if scale_out is None else torch.int8)
 
 
 gated_rms_norm = Op(

@@ -25,10 +25,10 @@ def gated_rms_norm(
     """Return ``rms_norm(y * silu(z)) * weight``, normalised in groups (arXiv 2405.21060, section 7).
 
     Args:
-        y: float ``[..., C]``, output of the scan.
-        z: int8 or float ``[..., C]``.
+        y: float32 or float64 ``[..., C]``, output of the scan.
+        z: int8 ``[..., C]``, or a float of y's dtype.
         z_scale: float32 ``[1]`` or ``[C]``, None for a float z.
-        weight: gain ``[C]``.
+        weight: gain ``[C]``, dtype of y.
         eps: added to the mean square.
         group_size: channels that share one mean square; ``C / ngroups``.
         hadamard: whether to apply the orthonormal Hadamard transform to the result.

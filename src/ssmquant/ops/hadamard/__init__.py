@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ssmquant.ops.checks import expect_float
 from ssmquant.ops.hadamard.matrix import check_size
 from ssmquant.ops.hadamard.reference import hadamard as _reference
 from ssmquant.ops.registry import Op
@@ -13,7 +13,13 @@ __all__ = ["hadamard"]
 
 
 def _check(x: Tensor) -> None:
+    expect_float("hadamard", "x", x)
     check_size(x.shape[-1])
 
 
-hadamard = Op("hadamard(Tensor x) -> Tensor", check=_check, reference=_reference, fake=torch.empty_like)
+hadamard = Op(
+    "hadamard(Tensor x) -> Tensor",
+    check=_check,
+    reference=_reference,
+    fake=lambda x: x.new_empty(x.shape),
+)

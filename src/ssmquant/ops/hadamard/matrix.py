@@ -71,8 +71,8 @@ def base_order(n: int) -> int | None:
 def check_size(n: int) -> None:
     """Raise `InputError` unless a transform of size n is known; names the nearest sizes that are."""
     if base_order(n) is None:
-        below = next(s for s in range(n - 1, 0, -1) if base_order(s) is not None)
-        above = next(s for s in range(n + 1, 2 * n + 2) if base_order(s) is not None)
+        below = next((s for s in range(n - 1, 0, -1) if base_order(s)), 1)
+        above = next(s for s in range(n + 1, 2 * n + 2) if base_order(s))
         raise InputError(
             f"hadamard: no transform of size {n} (known: 2^k * m with m = 1, 12, 20, 28, 36, 44, …); "
             f"nearest sizes {below} and {above}; leave the Hadamard transform out for this model"

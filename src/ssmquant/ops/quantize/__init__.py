@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import InputError
-from ssmquant.ops.checks import expect_scale
+from ssmquant.ops.checks import expect_float, expect_scale
 from ssmquant.ops.quantize import reference
 from ssmquant.ops.registry import Op
 
@@ -14,27 +14,25 @@ __all__ = ["quantize_per_token", "quantize_static"]
 
 
 def _check_static(x: Tensor, scale: Tensor) -> None:
-    if not x.dtype.is_floating_point:
-        raise InputError(f"quantize_static: x must be floating point, got {x.dtype}")
+    expect_float("quantize_static", "x", x)
     expect_scale("quantize_static", "scale", scale, x.shape[-1])
 
 
 def _check_per_token(x: Tensor, bits: int) -> None:
-    if not x.dtype.is_floating_point:
-        raise InputError(f"quantize_per_token: x must be floating point, got {x.dtype}")
+    expect_float("quantize_per_token", "x", x)
     if not 2 <= bits <= 8:
         raise InputError(f"quantize_per_token: bits must be 2 to 8, got {bits}")
 
 
 def _fake_per_token(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.int8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
 quantize_static = Op(
     "quantize_static(Tensor x, Tensor scale) -> Tensor",
     check=_check_static,
     reference=reference.quantize_static,
-    fake=lambda x, scale: torch.empty_like(x, dtype=torch.int8),
+    fake=lambda x, scale: x.new_empty(x.shape, dtype=torch.int8),
 )
 quantize_per_token = Op(
     "quantize_per_token(Tensor x, int bits) -> (Tensor, Tensor)",

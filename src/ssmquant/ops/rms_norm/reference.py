@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_out: Tensor | None) ->
 
     Args:
         x: float ``[..., C]``.
-        weight: gain ``[C]``.
+        weight: gain ``[C]``, float32 (float64 for a float64 x).
         eps: added to the mean square.
         scale_out: float32 ``[1]`` or ``[C]``; None for float results.
 

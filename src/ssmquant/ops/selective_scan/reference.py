@@ -34,7 +34,8 @@ def selective_scan(
     """Return the scan's output and the state after it.
 
     ``h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t``, ``y_t = h_t C_t + D x_t`` a channel, with
-    ``dt_t = softplus(dt_t + dt_bias)``; everything after dequantisation is float32.
+    ``dt_t = softplus(dt_t + dt_bias)``; everything after dequantisation is float32, or float64 where every float
+    operand is.
 
     Args:
         x: int8 or float ``[B, L, C]`` (C = d_inner).
@@ -60,17 +61,18 @@ def selective_scan(
     B, C = numerics.dequantize(B, B_scale), numerics.dequantize(C, C_scale)
     dt = softplus(numerics.dequantize(dt, dt_scale) + dt_bias)
     h = recurrent_state.read(state, state_scale)
-    kept, outputs = state, []
+    kept = state.clone() if interval else None  # an op never hands an argument back
+    outputs = []
     for part, rounds in recurrent_state.segments(x.shape[1], interval, _CHUNK):
         log_decay = dt[:, part, :, None] * A  # [B, T, C, N]
         added = (dt[:, part] * x[:, part])[..., None] * B[:, part, None, :]
         states = _states(log_decay.exp(), added, h)
         outputs.append((states @ C[:, part, :, None]).squeeze(-1))
-        h = states[:, -1]
+        h = states[:, -1].clone()  # a view would keep the states of all tokens in memory
         if rounds:
             kept = recurrent_state.write(h, state_scale, state.dtype)
             h = recurrent_state.read(kept, state_scale)
-    return torch.cat(outputs, dim=1) + D * x, kept if interval else h
+    return torch.cat(outputs, dim=1) + D * x, h if kept is None else kept
 
 
 def _states(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import InputError
-from ssmquant.ops.checks import expect_codes_or_float, expect_scale, expect_shape
+from ssmquant.ops.checks import expect_codes_or_float, expect_dtype, expect_scale, expect_shape, expect_tokens
 from ssmquant.ops.recurrent_state import check_state
 from ssmquant.ops.registry import Op
 from ssmquant.ops.ssd.reference import ssd as _reference
@@ -36,24 +36,27 @@ def _check(
 ) -> None:
     expect_shape(_NAME, "x", x, (None, None, None, None))
     batch, length, heads, headdim = x.shape
+    expect_tokens(_NAME, length)
     expect_shape(_NAME, "B", B, (batch, length, None, None))
     expect_shape(_NAME, "C", C, B.shape)
     groups, d_state = B.shape[2:]
     if heads % groups:
         raise InputError(f"{_NAME}: {groups} groups of B and C do not divide {heads} heads")
     expect_shape(_NAME, "dt", dt, (batch, length, heads))
+    expect_dtype(_NAME, "A", A, torch.float32, torch.float64)
     expect_shape(_NAME, "state", state, (batch, heads, headdim, d_state))
     for name, vector in (("A", A), ("D", D), ("dt_bias", dt_bias)):
         expect_shape(_NAME, name, vector, (heads,))
+        expect_dtype(_NAME, name, vector, A.dtype)
     for name, tensor, scale, channels in (
         ("x", x, x_scale, heads * headdim),
         ("dt", dt, dt_scale, heads),
         ("B", B, B_scale, groups * d_state),
         ("C", C, C_scale, groups * d_state),
     ):
-        expect_codes_or_float(_NAME, name, tensor, scale)
+        expect_codes_or_float(_NAME, name, tensor, scale, A.dtype)
         expect_scale(_NAME, f"{name}_scale", scale, channels)
-    check_state(_NAME, state, state_scale, interval)
+    check_state(_NAME, state, state_scale, interval, A.dtype)
 
 
 def _fake(
@@ -74,7 +77,7 @@ def _fake(
     state_scale: Tensor | None,
     interval: int,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.promote_types(A.dtype, torch.float32)), torch.empty_like(state)
+    return x.new_empty(x.shape, dtype=A.dtype), state.new_empty(state.shape)
 
 
 ssd = Op(

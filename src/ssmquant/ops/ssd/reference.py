@@ -35,7 +35,8 @@ def ssd(
     """Return the scan's output and the state after it.
 
     ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T``, ``y_t = h_t C_t + D x_t``, with
-    ``dt_t = clamp(softplus(dt_t + dt_bias), dt_min, dt_max)``; everything after dequantisation is float32.
+    ``dt_t = clamp(softplus(dt_t + dt_bias), dt_min, dt_max)``; everything after dequantisation is float32,
+    or float64 where every float operand is.
 
     Args:
         x: int8 or float ``[B, L, H, P]``.
@@ -64,14 +65,15 @@ def ssd(
     C = numerics.dequantize(C, _shaped(C_scale, C))
     dt = softplus(numerics.dequantize(dt, dt_scale) + dt_bias).clamp(dt_min, dt_max)
     h = recurrent_state.read(state, state_scale)
-    kept, outputs = state, []
+    kept = state.clone() if interval else None  # an op never hands an argument back
+    outputs = []
     for part, rounds in recurrent_state.segments(x.shape[1], interval, _CHUNK):
         y, h = _chunk(x[:, part], dt[:, part], A, B[:, part], C[:, part], h)
         outputs.append(y)
         if rounds:
             kept = recurrent_state.write(h, state_scale, state.dtype)
             h = recurrent_state.read(kept, state_scale)
-    return torch.cat(outputs, dim=1) + D[:, None] * x, kept if interval else h
+    return torch.cat(outputs, dim=1) + D[:, None] * x, h if kept is None else kept
 
 
 def _shaped(scale: Tensor | None, like: Tensor) -> Tensor | None:

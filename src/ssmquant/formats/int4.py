@@ -1,0 +1,70 @@
+"""Symmetric int4 weights in groups along K: ``packed [out, in / 2]`` uint8 and ``scale [out, groups]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmquant import numerics
+from ssmquant.errors import RecipeError
+from ssmquant.formats.base import Codes, Format, TensorSpec
+from ssmquant.ops.int4_linear import int4_linear
+from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
+from ssmquant.ops.quantize import quantize_static
+from ssmquant.scheme import Granularity, TensorScheme
+
+__all__ = ["Int4"]
+
+
+class Int4(Format):
+    """Int4 codes, two a byte; int8 activations meet them in integer sums a group, float ones in a dequantised weight."""
+
+    name = "int4"
+
+    def supports(self, scheme: TensorScheme) -> bool:
+        """Return whether the scheme is a symmetric int4 one with a scale a group."""
+        grouped = scheme.granularity is Granularity.PER_GROUP
+        return scheme.kind == "int" and scheme.bits == 4 and scheme.symmetric and grouped
+
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+        """Return packed codes and scales.
+
+        Raises:
+            RecipeError: the group size does not divide K, or K is odd.
+        """
+        rows, columns = shape
+        size = scheme.group_size
+        if size is None or columns % size or columns % 2:
+            raise RecipeError(f"groups of {size} codes do not divide rows of {columns}; use a group_size that does")
+        return {
+            "packed": TensorSpec((rows, columns // 2), torch.uint8),
+            "scale": TensorSpec((rows, columns // size), torch.float32),
+        }
+
+    def pack(self, codes: Codes) -> dict[str, Tensor]:
+        """Return the codes packed, and the scales."""
+        return {"packed": pack_int4(codes.codes), "scale": codes.scale}
+
+    def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return ``codes * scale``."""
+        codes, scale = unpack_int4(stored["packed"]), stored["scale"]
+        return numerics.dequantize(codes.unflatten(1, (scale.shape[1], -1)), scale[..., None]).flatten(1)
+
+    def linear(
+        self,
+        stored: Mapping[str, Tensor],
+        x: Tensor,
+        x_scale: Tensor | None,
+        bias: Tensor | None,
+        scale_out: Tensor | None,
+    ) -> Tensor:
+        """Return the product: integer when x has codes that share a scale along K, float otherwise."""
+        if x_scale is not None and x_scale.shape[-1] == 1:
+            exact: Tensor = int4_linear(x, x_scale, stored["packed"], stored["scale"], bias, scale_out)
+            return exact
+        x = numerics.dequantize(x, x_scale)
+        y = functional.linear(x, self.dequantize(stored).to(x.dtype), bias)
+        return y if scale_out is None else quantize_static(y, scale_out)
