@@ -28,6 +28,8 @@ from transformers import (
 
 import ssmquant
 
+#: Largest relative error between two orders of the same float32 sums, through all layers of a model.
+PARITY = 1e-5
 VOCAB = 257
 LETTERS = [chr(0x100 + index) for index in range(VOCAB - 1)]
 #: Every size is uncommon: 48 and 96 have Hadamard matrices by Paley's construction, 6 heads are clustered into 4.
@@ -140,8 +142,8 @@ def quantised(name: str, recipe: str) -> ssmquant.Model:
 
 
 def reference(folder: Path) -> PreTrainedModel:
-    """Return transformers' own model of a float folder."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    """Return transformers' own model of a float folder, in float32 whatever the file has."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 
 

@@ -51,8 +51,11 @@ def load(
     if is_quantised(raw):
         shell, plan, provenance = load_quantised(folder, read_transformers_config(folder, raw))
         return Model(str(path_or_id), shell, _tokenizer(folder, tokenizer), plan, provenance)
+    config = read_transformers_config(folder, raw)  # before the tensors: a foreign model is refused at once
     tensors = read_tensors(folder, trust_pickle=trust_pickle)
-    return Model(str(path_or_id), _float_shell(folder, raw, tensors), _tokenizer(folder, tokenizer))
+    if is_original(raw):
+        tensors = convert_tensors(convert_config(raw)[1], tensors)
+    return Model(str(path_or_id), _float_shell(folder, config, tensors), _tokenizer(folder, tokenizer))
 
 
 def plan(model: Model | str | Path, recipe: str | Path | Recipe) -> Plan:
@@ -101,11 +104,8 @@ def read_transformers_config(folder: Path, raw: dict[str, Any]) -> Any:
         ) from error
 
 
-def _float_shell(folder: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Shell:
+def _float_shell(folder: Path, config: Any, tensors: dict[str, Tensor]) -> Shell:
     """Return the float32 model of a folder's tensors."""
-    config = read_transformers_config(folder, raw)
-    if is_original(raw):
-        tensors = convert_tensors(convert_config(raw)[1], tensors)
     tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): t for name, t in tensors.items()}
     family = family_of(config.model_type, str(folder))
     head = tensors.pop(f"{family.head}.weight", None)

@@ -20,8 +20,9 @@ from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
 from ssmquant.modules.weights import Weight
-from ssmquant.planning import resolve
-from ssmquant.quantizers import round_to_nearest
+from ssmquant.observers import Hessian
+from ssmquant.planning import Plan, input_site, resolve
+from ssmquant.quantizers import QUANTIZERS
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe
 from ssmquant.statistics import Needs, Statistics
@@ -67,10 +68,11 @@ def quantize(
     context = Context(plan.schemes)
     for name in plan.transforms:
         context.statistics = calibrator(shell, TRANSFORMS[name].needs(shell))
+        context.params = plan.params.get(name, {})
         TRANSFORMS[name].apply(shell, context)
-    statistics = calibrator(shell, needed(plan.activation_schemes))
+    statistics = calibrator(shell, _needs(plan))
     quantised = build(model.config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
-    _fill(quantised, shell, statistics, context.groups)
+    _fill(quantised, shell, plan, statistics, context.groups, progress)
     return Model(model.name, quantised, model.tokenizer, plan, calibrator.provenance)
 
 
@@ -122,7 +124,24 @@ class _Calibrator:
         return calibrate_cached(shell, self._windows, needs, self._progress, cache=self._cache)
 
 
-def _fill(target: Shell, source: Shell, statistics: Statistics, groups: dict[str, Tensor]) -> None:
+def _needs(plan: Plan) -> Needs:
+    """Return the statistics that the plan's ranges and quantizers need."""
+    needs = dict(needed(plan.activation_schemes))
+    for row in plan.rows:
+        source = input_site(row.site)
+        if source and not row.scheme.is_float and QUANTIZERS[row.quantizer].needs_hessian:
+            needs[source] = tuple(dict.fromkeys((*needs.get(source, ()), Hessian.name)))
+    return needs
+
+
+def _fill(
+    target: Shell,
+    source: Shell,
+    plan: Plan,
+    statistics: Statistics,
+    groups: dict[str, Tensor],
+    progress: Progress | None,
+) -> None:
     """Give the empty quantised model its tensors: codes, scales, and the floats that stay."""
     paths = {id(module): path for path, module in target.model.named_modules()}
     floats = source.model.state_dict()
@@ -131,14 +150,20 @@ def _fill(target: Shell, source: Shell, statistics: Statistics, groups: dict[str
         for name, empty in target.model.state_dict().items()
         if name in floats
     }
-    for _, weight in target.weights():
+    rows = {row.site.name: row for row in plan.rows}
+    coded = [(name, weight) for name, weight in target.weights() if not weight.scheme.is_float]
+    for done, (site_name, weight) in enumerate(coded, start=1):
         path = paths[id(weight)]
-        if weight.scheme.is_float:
-            continue
         module = source.model.get_submodule(path)
         assert isinstance(module, Weight)
-        for name, tensor in round_to_nearest(module.dequantize(), weight.scheme).items():
+        quantizer = QUANTIZERS[rows[site_name].quantizer]
+        read = input_site(rows[site_name].site)
+        hessian = statistics.hessian(read) if quantizer.needs_hessian and read else torch.empty(0)
+        codes = quantizer.choose(module.dequantize(), weight.scheme, hessian)
+        for name, tensor in weight.format.pack(codes).items():
             tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape)
+        if progress:
+            progress("quantise weights", done, len(coded))
     for site_name, site in target.activations():
         for name, tensor in site_tensors(site_name, site, statistics, groups).items():
             tensors[f"{paths[id(site)]}.{name}"] = tensor

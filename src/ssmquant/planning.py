@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from ssmquant.families import family_of, model_sites
 from ssmquant.formats import format_for
 from ssmquant.modules.activation import scale_shape
 from ssmquant.modules.mixer import StateSite
-from ssmquant.recipe import Recipe
+from ssmquant.quantizers import QUANTIZERS
+from ssmquant.recipe import Recipe, Rule
 from ssmquant.scheme import FLOAT32, Granularity, TensorScheme
 from ssmquant.sites import Site, SiteKind
 from ssmquant.transforms import TRANSFORMS
@@ -26,9 +27,16 @@ from ssmquant.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Plan", "PlanRow", "resolve"]
+__all__ = ["Plan", "PlanRow", "input_site", "resolve"]
 
-_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj", "lm_head")
+# The linear layers, and the site that each reads.
+_LINEARS = {
+    "in_proj": "hidden",
+    "x_proj": "x",
+    "dt_proj": "dt_in",
+    "out_proj": "y",
+    "lm_head": "lm_head.input",
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,13 @@ class PlanRow:
         site: the site.
         scheme: its scheme.
         rule: the pattern that decided; empty for the default (float32).
+        quantizer: how the codes of a weight are chosen; of no meaning at other sites.
     """
 
     site: Site
     scheme: TensorScheme
     rule: str
+    quantizer: str = "rtn"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Plan:
         source: paper and section of the recipe.
         family: model type.
         transforms: names, in order.
+        params: numbers of the transforms that have any, by name.
         tied: whether the head stays tied to the embedding.
         rows: one a site, in the order of the data flow.
     """
@@ -65,6 +76,7 @@ class Plan:
     transforms: tuple[str, ...]
     tied: bool
     rows: tuple[PlanRow, ...]
+    params: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def schemes(self) -> dict[str, TensorScheme]:
@@ -109,11 +121,14 @@ class Plan:
             "source": self.source,
             "family": self.family,
             "transforms": list(self.transforms),
+            "params": {name: dict(numbers) for name, numbers in self.params.items()},
             "tied": self.tied,
             "schemes": {
                 name: scheme.model_dump(mode="json", exclude_defaults=True) for scheme, name in names.items()
             },
-            "sites": {r.site.name: [names[r.scheme], r.rule] for r in self.rows if r.scheme in names},
+            "sites": {
+                r.site.name: [names[r.scheme], r.rule, r.quantizer] for r in self.rows if r.scheme in names
+            },
         }
 
     @classmethod
@@ -132,7 +147,7 @@ class Plan:
                 raise KeyError(f"transform {unknown[0]}")
             entries = content["sites"]
             rows = tuple(
-                PlanRow(site, schemes[entries[name][0]], entries[name][1])
+                PlanRow(site, schemes[entries[name][0]], *entries[name][1:])
                 if name in entries
                 else PlanRow(site, FLOAT32, "")
                 for name, site in sites.items()
@@ -151,10 +166,15 @@ class Plan:
         """Return the plan for people: layers with the same schemes are one row."""
         from rich.table import Table
 
-        table = Table("site", "dimensions", "scheme", "rule", title=f"{self.recipe} on {self.family}")
+        table = Table(
+            "site", "dimensions", "scheme", "quantizer", "rule", title=f"{self.recipe} on {self.family}"
+        )
         for name, row in self._merged().items():
             dims = " × ".join(f"{size} {dim}" for dim, size in row.site.dims.items())
-            table.add_row(name, dims, row.scheme.short(), row.rule or "default")
+            coded = row.site.kind is SiteKind.WEIGHT and not row.scheme.is_float
+            table.add_row(
+                name, dims, row.scheme.short(), row.quantizer if coded else "", row.rule or "default"
+            )
         return table
 
     def _merged(self) -> dict[str, PlanRow]:
@@ -208,9 +228,9 @@ def resolve(recipe: Recipe, config: Any, *, tied: bool) -> Plan:
         raise RecipeError(f"recipe {recipe.name!r} does not fit {family.name} models: {reason}")
     options = recipe.settings
     rules = [rule for rule in recipe.rules if rule.applies(options, family.kind)]
-    patterns = [(p, recipe.schemes[r.scheme]) for r in rules for p in r.match] + [
-        (p, FLOAT32) for p in recipe.keep
-    ]
+    kept = Rule(match=recipe.keep, scheme="float32") if recipe.keep else None
+    schemes = {**recipe.schemes, "float32": FLOAT32}
+    patterns = [(p, rule) for rule in (*rules, *([kept] if kept else [])) for p in rule.match]
     sites = model_sites(config)
     names = [site.name for site in sites]
     for pattern, _ in patterns:
@@ -219,11 +239,12 @@ def resolve(recipe: Recipe, config: Any, *, tied: bool) -> Plan:
             raise RecipeError(
                 f"recipe {recipe.name!r}: the pattern {pattern!r} matches no site of this model; {hint}"
             )
-    transforms = tuple(step.name for step in recipe.transforms if step.applies(options, family.kind))
+    steps = [step for step in recipe.transforms if step.applies(options, family.kind)]
+    transforms = tuple(step.name for step in steps)
     for name in transforms:
         if name not in TRANSFORMS:
             raise RecipeError(f"recipe {recipe.name!r}: no transform {name!r}; {nearest(name, TRANSFORMS)}")
-    rows = tuple(_row(site, patterns) for site in sites)
+    rows = tuple(_row(site, patterns, schemes) for site in sites)
     by_name = {row.site.name: row.scheme for row in rows}
     for row in rows:
         _check(row, by_name, transforms)
@@ -238,13 +259,14 @@ def resolve(recipe: Recipe, config: Any, *, tied: bool) -> Plan:
         and not any(TRANSFORMS[name].unties for name in transforms)
         and by_name["embedding.weight"] == by_name["lm_head.weight"]
     )
-    return Plan(recipe.reference, recipe.source, family.name, transforms, tied, rows)
+    params = {step.name: step.params for step in steps if step.params}
+    return Plan(recipe.reference, recipe.source, family.name, transforms, tied, rows, params)
 
 
-def _row(site: Site, patterns: list[tuple[str, TensorScheme]]) -> PlanRow:
-    for pattern, scheme in reversed(patterns):
+def _row(site: Site, patterns: list[tuple[str, Rule]], schemes: Mapping[str, TensorScheme]) -> PlanRow:
+    for pattern, rule in reversed(patterns):
         if fnmatchcase(site.name, pattern):
-            return PlanRow(site, scheme, pattern)
+            return PlanRow(site, schemes[rule.scheme], pattern, rule.quantizer)
     return PlanRow(site, FLOAT32, "")
 
 
@@ -253,7 +275,9 @@ def _check(row: PlanRow, schemes: Mapping[str, TensorScheme], transforms: tuple[
     site, scheme = row.site, row.scheme
     try:
         if site.kind is SiteKind.WEIGHT:
-            format_for(scheme)
+            out, columns = site.dims.values()
+            format_for(scheme).tensors((out, columns), scheme)
+            _check_quantizer(row)
         elif site.kind is SiteKind.STATE:
             if not scheme.is_float:
                 StateSite.scale_shape(site.dims, scheme)
@@ -268,6 +292,22 @@ def _check(row: PlanRow, schemes: Mapping[str, TensorScheme], transforms: tuple[
                 _check_linear(site, scheme, consumer, schemes)
     except InputError as error:
         raise RecipeError(f"site {site.name} (pattern {row.rule!r}): {error}") from error
+
+
+def _check_quantizer(row: PlanRow) -> None:
+    if row.quantizer not in QUANTIZERS:
+        raise RecipeError(f"no quantizer {row.quantizer!r}; {nearest(row.quantizer, QUANTIZERS)}")
+    if QUANTIZERS[row.quantizer].needs_hessian and input_site(row.site) is None:
+        raise RecipeError(
+            f"{row.quantizer} needs the second moment of an input, which only linear layers have; use rtn"
+        )
+
+
+def input_site(weight: Site) -> str | None:
+    """Return the name of the activation site that a weight's linear layer reads; None if it is no linear layer."""
+    prefix, _, stage = weight.name.removesuffix(".weight").rpartition(".")
+    source = _LINEARS.get(stage)
+    return f"{prefix}.{source}" if source and prefix else source
 
 
 def _check_linear(

@@ -4,7 +4,8 @@ A recipe is asked for by reference: ``NAME_OR_FILE[+option=value…][+keep=PATTE
 
     load_recipe("quamba2-w8a8+ssm_state=float16+keep=layers.*.y")
 
-Later rules win over earlier ones; a site that no rule matches stays float32; ``keep`` leaves sites in float32.
+Later rules win over earlier ones; a site that no rule matches stays float32; ``keep`` leaves sites in float32. A file
+may extend a shipped recipe (``extends: quamba2-w8a8``): its rules and transforms come after the other's.
 """
 
 from __future__ import annotations
@@ -64,16 +65,24 @@ class Rule(_Conditional):
     Attributes:
         match: shell patterns over site names, ``layers.*.in_proj.weight``.
         scheme: name of a scheme of the recipe.
+        quantizer: how the codes of a weight are chosen, ``rtn`` or ``gptq``.
     """
 
     match: tuple[str, ...] = Field(min_length=1)
     scheme: str
+    quantizer: str = "rtn"
 
 
 class TransformStep(_Conditional):
-    """A transform of the float model, by name."""
+    """A transform of the float model.
+
+    Attributes:
+        name: name of the transform.
+        params: its numbers, where it has any (SmoothQuant's alpha).
+    """
 
     name: str
+    params: Mapping[str, float] = Field(default_factory=dict)
 
 
 class Recipe(_Strict):
@@ -171,6 +180,16 @@ def load_recipe(reference: str | Path | Recipe) -> Recipe:
     if isinstance(reference, Recipe):
         return reference
     name, *words = str(reference).split("+")
+    content = _read(name)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {name}: {_explain(error)}") from error
+    return recipe.with_options(words)
+
+
+def _read(name: str) -> dict[str, Any]:
+    """Return a recipe's content, with that of the recipe that it extends before its own."""
     shipped = shipped_recipes()
     path = shipped.get(name, Path(name))
     if not path.is_file():
@@ -181,11 +200,33 @@ def load_recipe(reference: str | Path | Recipe) -> Recipe:
         raise RecipeError(f"recipe {path}: not a YAML text in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path}: must be a mapping of {', '.join(Recipe.model_fields)}")
-    try:
-        recipe = Recipe.model_validate({"name": path.stem, **content})
-    except ValidationError as error:
-        raise RecipeError(f"recipe {path}: {_explain(error)}") from error
-    return recipe.with_options(words)
+    content = {"name": path.stem, **content}
+    base = content.pop("extends", None)
+    return content if base is None else _extended(_shipped_base(path, base), content)
+
+
+def _shipped_base(path: Path, base: Any) -> dict[str, Any]:
+    """Return the content of the recipe that another extends: a shipped one, so that none can go in circles."""
+    shipped = shipped_recipes()
+    if base not in shipped or shipped[base] == path:
+        raise RecipeError(
+            f"recipe {path}: extends {base!r}, which is no other shipped recipe; {nearest(str(base), shipped)}"
+        )
+    return _read(base)
+
+
+def _extended(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the base with the own content added: lists go on, mappings are joined, all else is replaced."""
+    joined = dict(base)
+    for key, value in own.items():
+        before = base.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            joined[key] = {**before, **value}
+        elif isinstance(before, list) and isinstance(value, list):
+            joined[key] = [*before, *value]
+        else:
+            joined[key] = value
+    return joined
 
 
 def _explain(error: ValidationError) -> str:

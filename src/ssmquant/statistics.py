@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ssmquant.errors import SsmquantError
-from ssmquant.observers import OBSERVERS, AbsMax, Histogram, Observer
+from ssmquant.observers import OBSERVERS, AbsMax, Hessian, Histogram, Observer
 
 __all__ = ["Needs", "Statistics"]
 
@@ -86,6 +86,12 @@ class Statistics:
         observer = self.sites[site][Histogram.name]
         assert isinstance(observer, Histogram)
         return observer
+
+    def hessian(self, site: str) -> Tensor:
+        """Return the second moment of a site, float64 ``[C, C]``."""
+        observer = self.sites[site][Hessian.name]
+        assert isinstance(observer, Hessian)
+        return observer.value
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return every observer's tensors, by ``site|observer|tensor``."""

@@ -33,7 +33,7 @@ def codes(values: Array, scale: Array, bits: int = 8) -> Array:
 
 def value(data: Tensor, scale: Tensor | None) -> Array:
     """Return what codes or a float stand for, in float64."""
-    exact = array(data).astype(np.float64)
+    exact = array(data.double())
     return exact if scale is None else exact * array(scale).astype(np.float64)
 
 
@@ -133,7 +133,7 @@ def rms(x: Array, eps: float) -> Array:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_out: Tensor | None) -> Tensor:
-    return emitted(rms(array(x).astype(np.float64), eps) * array(weight), scale_out)
+    return emitted(rms(value(x, None), eps) * array(weight), scale_out)
 
 
 def gate(y: Tensor, z: Tensor, z_scale: Tensor | None, hadamard: bool, scale_out: Tensor | None) -> Tensor:
@@ -228,7 +228,9 @@ class Kept:
         elif token % self.interval == 0:
             if self.scale is None:
                 rounded = h.astype(np.float16)
-                distance = np.abs(h - rounded.astype(np.float64)) / np.spacing(np.abs(rounded)).astype(np.float64)
+                # The spacing below: a number just under a power of two has the smaller of two neighbours' spacings.
+                spacing = np.spacing((np.abs(h) * (1 - 2**-10)).astype(np.float16)).astype(np.float64)
+                distance = np.abs(h - rounded.astype(np.float64)) / spacing
             else:
                 rounded = codes(h, self.scale)
                 steps = h / self.scale

@@ -27,5 +27,6 @@ def format_for(scheme: TensorScheme) -> Format:
         if candidate.supports(scheme):
             return candidate
     raise RecipeError(
-        f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor or per-channel, int4 per-group"
+        f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor or per-channel, "
+        "int4 per-group"
     )

@@ -20,7 +20,7 @@ __all__ = ["Int4"]
 
 
 class Int4(Format):
-    """Int4 codes, two a byte; int8 activations meet them in integer sums a group, float ones in a dequantised weight."""
+    """Int4 codes, two a byte; int8 activations meet them in integer sums, float ones in a dequantised weight."""
 
     name = "int4"
 
@@ -38,7 +38,9 @@ class Int4(Format):
         rows, columns = shape
         size = scheme.group_size
         if size is None or columns % size or columns % 2:
-            raise RecipeError(f"groups of {size} codes do not divide rows of {columns}; use a group_size that does")
+            raise RecipeError(
+                f"groups of {size} codes do not divide rows of {columns}; use a group_size that does"
+            )
         return {
             "packed": TensorSpec((rows, columns // 2), torch.uint8),
             "scale": TensorSpec((rows, columns // size), torch.float32),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ssmquant.observers.absmax import AbsMax
 from ssmquant.observers.base import Observer
+from ssmquant.observers.hessian import Hessian
 from ssmquant.observers.histogram import Histogram
 
-__all__ = ["OBSERVERS", "AbsMax", "Histogram", "Observer"]
+__all__ = ["OBSERVERS", "AbsMax", "Hessian", "Histogram", "Observer"]
 
-OBSERVERS: dict[str, type[Observer]] = {observer.name: observer for observer in (AbsMax, Histogram)}
+OBSERVERS: dict[str, type[Observer]] = {observer.name: observer for observer in (AbsMax, Histogram, Hessian)}

@@ -1,7 +1,7 @@
 """`Hessian`: the second moment ``sum x x^T`` of a site, for GPTQ.
 
-Each update's product is rounded to a fixed-point number (2^-24) before it is added, as int64: so sums are exact and shards
-merge in any order to the same bits. The rounding is far below what GPTQ's damping adds.
+Each update's product is rounded to a fixed-point number (2^-24) before it is added, as int64: so sums are exact and
+shards merge in any order to the same bits. The rounding is far below what GPTQ's damping adds.
 """
 
 from __future__ import annotations

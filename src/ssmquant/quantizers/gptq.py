@@ -1,7 +1,7 @@
 """GPTQ: codes chosen one column after the other, each column's error spread over the columns still to come.
 
-Frantar et al., arXiv 2210.17323, algorithm 1, as a pure function of the weight and the Hessian ``H = sum x x^T`` of its input:
-it needs no model, and Hessians add up over shards of the calibration text.
+Frantar et al., arXiv 2210.17323, algorithm 1, as a pure function of the weight and the Hessian ``H = sum x x^T`` of its
+input: it needs no model, and Hessians add up over shards of the calibration text.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ def gptq(
     columns = weight.shape[1]
     w, h = weight.double().clone(), hessian.double().clone()
     if not torch.isfinite(h).all():
-        raise SsmquantError("gptq: the Hessian has NaN or infinity; the calibration text drives the float model out of range")
-    unseen = h.diagonal() == 0  # an input that was always zero: its column does not matter, and must not be singular
+        raise SsmquantError(
+            "gptq: the Hessian has NaN or infinity; the calibration text drives the float model out of range"
+        )
+    unseen = (
+        h.diagonal() == 0
+    )  # an input that was always zero: its column does not matter, and must not be singular
     h.diagonal()[unseen] = 1.0
     order = torch.argsort(h.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
     w, h = w[:, order], h[order][:, order]
@@ -92,7 +96,8 @@ def _inverse_factor(h: Tensor, damping: float) -> Tensor:
         if not failed:
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return factor
+                found: Tensor = factor
+                return found
         _LOG.warning("gptq: Cholesky failed at damping %g of the mean diagonal; trying %g", share, share * 10)
         share *= 10
     raise SsmquantError(

@@ -28,7 +28,9 @@ def weight_scale(weight: Tensor, scheme: TensorScheme) -> Tensor:
         case Granularity.PER_GROUP if scheme.group_size:
             absmax = magnitude.unflatten(1, (-1, scheme.group_size)).amax(dim=2)
         case _:
-            raise RecipeError(f"weights have no {scheme.granularity} scales; use per-tensor, per-channel or per-group")
+            raise RecipeError(
+                f"weights have no {scheme.granularity} scales; use per-tensor, per-channel or per-group"
+            )
     return numerics.scale_from_absmax(absmax, scheme.bits)
 
 

@@ -22,11 +22,13 @@ class Context:
     Attributes:
         schemes: the plan's schemes, by site.
         statistics: of the model as it stands, with what the transform needs.
+        params: numbers of the transform, from the recipe.
         groups: left behind: which scale each channel of a site has, int16 ``[C]`` (per-head-group scales).
     """
 
     schemes: Mapping[str, TensorScheme]
     statistics: Statistics = field(default_factory=Statistics)
+    params: Mapping[str, float] = field(default_factory=dict)
     groups: dict[str, Tensor] = field(default_factory=dict)
 
 

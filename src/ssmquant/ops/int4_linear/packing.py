@@ -1,6 +1,6 @@
 """Two int4 codes in a byte: the kernel-agnostic packing of checkpoints.
 
-Code 2j of a row is the low nibble of byte j, code 2j + 1 the high one, each in two's complement: [-3, 7] is the byte 0x7D.
+Code 2j of a row is the low nibble of byte j, code 2j + 1 the high one, in two's complement: [-3, 7] is the byte 0x7D.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def pack_int4(codes: Tensor) -> Tensor:
     if codes.shape[-1] % 2:
         raise InputError(f"int4 packing: rows must have an even number of codes, got {codes.shape[-1]}")
     if codes.numel() and not -8 <= int(codes.min()) <= int(codes.max()) <= 7:
-        raise InputError(f"int4 packing: codes must be in [-8, 7], found {int(codes.min())} to {int(codes.max())}")
+        raise InputError(
+            f"int4 packing: codes must be in [-8, 7], found {int(codes.min())} to {int(codes.max())}"
+        )
     nibbles = codes.view(torch.uint8) & 0xF
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
 

@@ -22,8 +22,8 @@ def int4_linear(
 ) -> Tensor:
     """Return the linear layer of int8 activations and int4 weights with a scale for each group along K.
 
-    ``y = x_scale[m] * sum_g float32(sum_{k in g} x[m, k] * w[n, k]) * weight_scale[n, g] + bias[n]``: the inner sums are exact
-    integers; the outer sum is float32, group after group in order, product and sum rounded apart.
+    ``y = x_scale[m] * sum_g float32(sum_{k in g} x[m, k] * w[n, k]) * weight_scale[n, g] + bias[n]``: the inner sums
+    are exact integers; the outer sum is float32, group after group in order, product and sum rounded apart.
 
     Args:
         x: int8 ``[..., K]``.
@@ -39,7 +39,9 @@ def int4_linear(
     codes = unpack_int4(packed)
     size = codes.shape[1] // weight_scale.shape[1]
     total = torch.zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32, device=x.device)
-    for part, rows, scale in zip(x.split(size, dim=-1), codes.split(size, dim=1), weight_scale.T, strict=True):
+    for part, rows, scale in zip(
+        x.split(size, dim=-1), codes.split(size, dim=1), weight_scale.T, strict=True
+    ):
         total = total + int_matmul(part, rows).float() * scale
     y = total * x_scale
     if bias is not None:

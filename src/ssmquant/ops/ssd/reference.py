@@ -93,7 +93,7 @@ def _chunk(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) ->
     dx = (x * dt[..., None]).transpose(1, 2)  # [B, H, T, P]
     B, C = B.transpose(1, 2), C.transpose(1, 2)  # [B, G, T, N]
     scores = (C @ B.transpose(-1, -2)).repeat_interleave(heads // groups, dim=1) * between
-    grouped = h.view(batch, groups, heads // groups * headdim, d_state)
+    grouped = h.reshape(batch, groups, heads // groups * headdim, d_state)
     carried = (C @ grouped.transpose(-1, -2)).view(batch, groups, length, heads // groups, headdim)
     carried = carried.transpose(2, 3).reshape(batch, heads, length, headdim)
     y = scores @ dx + carried * decay[..., None].exp()

@@ -1,0 +1,5 @@
+"""``python -m ssmquant`` is the command line."""
+
+from ssmquant.cli.main import main
+
+main()
