@@ -90,6 +90,21 @@ def sites(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def drift(result: dict[str, Any]) -> list[str]:
+    """Return the table of KL by position, mean of the domains."""
+    rows = {name: list(by_domain.values()) for name, by_domain in result["kl_by_position"].items()}
+    pieces = len(next(iter(rows.values()))[0])
+    step = result["tokens"] // pieces
+    lines = [
+        "| state | " + " | ".join(f"to {(i + 1) * step:,}" for i in range(pieces)) + " |",
+        "|---|" + "---|" * pieces,
+    ]
+    for name, domains in rows.items():
+        means = (sum(domain[i] for domain in domains) / len(domains) for i in range(pieces))
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.5f}" for mean in means) + " |")
+    return lines
+
+
 def document(results: dict[str, dict[str, Any]]) -> str:
     """Return docs/results.md."""
     lines = [
@@ -116,6 +131,18 @@ def document(results: dict[str, dict[str, Any]]) -> str:
         if name.startswith("sites-"):
             model = name.removeprefix("sites-")
             lines += ["", f"## Which site costs how much: {model}", "", how(result), "", *sites(result)]
+    for name, result in sorted(results.items()):
+        if name.startswith("drift-"):
+            environment = result["environment"]
+            lines += [
+                "",
+                f"## The state over {result['tokens']:,} tokens: {name.removeprefix('drift-')}",
+                "",
+                f"`{result['command']}`; KL by position in running text, mean of the domains (one sequence each, so "
+                f"compare along a column). {environment['cpu']}, {environment['date'][:10]}.",
+                "",
+                *drift(result),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -130,9 +157,8 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
             kl = sum(entry["kl"] for entry in entries) / len(entries)
             ratio = sum(entry["ppl_ratio"] for entry in entries) / len(entries)
             megabytes = result["facts"][model["model"]]["weight_bytes"] / 1e6
-            lines.append(
-                f"| {name.removeprefix('recipes-')} | `{model['model']}` | {megabytes:.1f} | {kl:.4f} | {percent(ratio)} |"
-            )
+            cells = [name.removeprefix("recipes-"), f"`{model['model']}`", f"{megabytes:.1f}", f"{kl:.4f}"]
+            lines.append(f"| {' | '.join([*cells, percent(ratio)])} |")
     return "\n".join(lines)
 
 

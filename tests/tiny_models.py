@@ -1,8 +1,8 @@
 """Tiny random models of every family, built once a session: each with gains, biases and dynamics that matter.
 
-    folder = saved("mamba2-two-groups")                 # as transformers' save_pretrained writes it
-    model = float_model("mamba2-two-groups")            # as ssmquant loads it
-    q = quantised("mamba2-two-groups", "quamba2-w8a8")
+folder = saved("mamba2-two-groups")                 # as transformers' save_pretrained writes it
+model = float_model("mamba2-two-groups")            # as ssmquant loads it
+q = quantised("mamba2-two-groups", "quamba2-w8a8")
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 3, "bos_
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+_WIDE = _COMMON | {"hidden_size": 128, "num_hidden_layers": 2}
 _MAMBA2 = {"expand": 2, "head_dim": 8, "num_heads": 12, "state_size": 16, "chunk_size": 8}
 _MAMBA1 = {"state_size": 8, "time_step_rank": 4, "expand": 2}
 
@@ -57,6 +58,11 @@ CONFIGS: dict[str, Any] = {
     ),
     "mamba2-no-conv-bias": Mamba2Config(
         **_COMMON, **_MAMBA2, n_groups=1, tie_word_embeddings=False, use_conv_bias=False, conv_kernel=3
+    ),
+    # Wide enough for groups of 128 weights.
+    "mamba-wide": MambaConfig(**_WIDE, **_MAMBA1),
+    "mamba2-wide": Mamba2Config(
+        **_WIDE, **_MAMBA2 | {"head_dim": 32, "num_heads": 8}, n_groups=2, tie_word_embeddings=True
     ),
 }
 MAMBA1 = [name for name in CONFIGS if not name.startswith("mamba2")]
@@ -150,9 +156,3 @@ def reference(folder: Path) -> PreTrainedModel:
 def random_ids(batch: int, length: int, *, seed: int = 0, vocab: int = VOCAB) -> Tensor:
     """Return random tokens ``[batch, length]``, none of them the end-of-text token."""
     return torch.randint(1, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return the root mean square error over the root mean square of what is expected."""
-    difference = (found.double() - expected.double()).norm() / expected.double().norm()
-    return float(difference)

@@ -154,7 +154,7 @@ class Plan:
             )
             return cls(
                 content["recipe"], content["source"], content["family"], tuple(content["transforms"]),
-                bool(content["tied"]), rows,
+                bool(content["tied"]), rows, content.get("params") or {},
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
-__all__ = ["Site", "SiteKind"]
+__all__ = ["Site", "SiteKind", "activation_site", "weight_site"]
 
 
 class SiteKind(StrEnum):
@@ -49,3 +49,13 @@ class Site:
     def within(self, prefix: str) -> Site:
         """Return the same site under ``prefix.``."""
         return replace(self, name=f"{prefix}.{self.name}")
+
+
+def activation_site(name: str, dims: Mapping[str, int], producer: str, *consumers: str) -> Site:
+    """Return the site of an activation; arguments as the attributes of `Site`."""
+    return Site(name, SiteKind.ACTIVATION, dims, producer, consumers)
+
+
+def weight_site(stage: str, out: int, columns: int) -> Site:
+    """Return the site of a stage's weight ``[out, columns]``."""
+    return Site(f"{stage}.weight", SiteKind.WEIGHT, {"out": out, "in": columns}, "checkpoint", (stage,))

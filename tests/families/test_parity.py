@@ -8,11 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-import ssmquant
-from ssmquant.errors import ModelError
 from tests.tiny_models import (
     CONFIGS,
     MAMBA1,
@@ -20,9 +15,14 @@ from tests.tiny_models import (
     float_model,
     random_ids,
     reference,
-    relative_error,
     saved,
 )
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import ssmquant
+from ssmquant.errors import ModelError
+from ssmquant.tolerance import error_ratio
 
 SHARED = ("mamba1-27m", "mamba2-8m", "mamba2-29m")
 
@@ -30,8 +30,8 @@ SHARED = ("mamba1-27m", "mamba2-8m", "mamba2-29m")
 @torch.no_grad()
 def check_parity(folder: Path, model: ssmquant.Model, ids: Tensor) -> None:
     expected = reference(folder)(ids).logits
-    assert relative_error(model.logits(ids), expected) <= PARITY
-    assert relative_error(model.module(ids).logits, expected) <= PARITY
+    assert error_ratio(model.logits(ids), expected) <= PARITY
+    assert error_ratio(model.module(ids).logits, expected) <= PARITY
 
 
 @pytest.mark.parametrize("name", CONFIGS)

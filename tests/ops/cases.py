@@ -23,6 +23,7 @@ from ssmquant.ops.causal_conv1d import causal_conv1d
 from ssmquant.ops.gate import gate
 from ssmquant.ops.gated_rms_norm import gated_rms_norm
 from ssmquant.ops.hadamard import hadamard
+from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.ops.quantize import quantize_per_token, quantize_static
@@ -149,6 +150,37 @@ def _linear_cases() -> Iterator[Case]:
 def _compare_linear(args: Args, got: Tensor) -> None:
     # The sum is exact: what is left are the roundings of the epilogue.
     _outputs(got, naive.int8_linear(*args), args[-1], 1)
+
+
+def _int4_cases() -> Iterator[Case]:
+    def make(
+        *tokens: int, k: int, groups: int, n: int, x: int = 1, bias: bool = False, out: int = 0
+    ) -> Callable[[Draw], Args]:
+        """Codes ``[*tokens, k]``, bytes ``[n, k / 2]``; x and out are the numbers of scales; x = 0: one a token."""
+
+        def args(draw: Draw) -> Args:
+            return (
+                draw.codes(*tokens, k), draw.scale(1) if x else draw.scale(*tokens, 1),
+                draw.ids(n, k // 2, below=256).to(torch.uint8), draw.scale(n, groups, absmax=1.0),
+                draw.normal(n) if bias else None, draw.scale(out, absmax=0.5 * k**0.5) if out else None,
+            )  # fmt: skip
+
+        return args
+
+    yield Case("one byte", make(1, k=2, groups=1, n=1))
+    yield Case("one group", make(2, 3, k=34, groups=1, n=5))
+    yield Case("groups of odd size", make(5, k=42, groups=6, n=7))
+    yield Case("a scale a token", make(2, 3, k=34, groups=2, n=5, x=0))
+    yield Case("bias", make(5, k=42, groups=3, n=7, bias=True))
+    yield Case("codes out", make(9, k=64, groups=4, n=31, out=1))
+    yield Case("codes out, a scale a channel, bias", make(9, k=64, groups=4, n=31, bias=True, out=31))
+    yield Case("groups of 128", make(3, k=1280, groups=10, n=9, bias=True))
+    yield Case("no tokens", make(0, k=8, groups=2, n=3))
+
+
+def _compare_int4(args: Args, got: Tensor) -> None:
+    # The sums of a group are exact: what is left is the sum over groups.
+    _outputs(got, naive.int4_linear(*args), args[-1], args[3].shape[1])
 
 
 # causal_conv1d
@@ -446,6 +478,7 @@ def _compare_embedding(args: Args, got: Tensor) -> None:
 
 _ALL = (
     Suite(int8_linear, tuple(_linear_cases()), _compare_linear, scale_out=True),
+    Suite(int4_linear, tuple(_int4_cases()), _compare_int4, scale_out=True),
     Suite(causal_conv1d, tuple(_conv_cases()), _compare_conv, scale_out=True),
     Suite(ssd, tuple(_ssd_cases()), _compare_scan(naive.ssd)),
     Suite(selective_scan, tuple(_selective_scan_cases()), _compare_scan(naive.selective_scan)),

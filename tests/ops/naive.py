@@ -91,6 +91,30 @@ def int8_linear(
     return emitted(y, scale_out)
 
 
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    nibbles = np.empty((packed.shape[0], 2 * packed.shape[1]), dtype=np.int64)
+    nibbles[:, 0::2], nibbles[:, 1::2] = array(packed) % 16, array(packed) // 16
+    weight = np.where(nibbles < 8, nibbles, nibbles - 16)
+    scales = array(weight_scale)
+    size = weight.shape[1] // scales.shape[1]
+    total = np.zeros((*x.shape[:-1], packed.shape[0]), dtype=np.float32)
+    for group in range(scales.shape[1]):
+        columns = slice(group * size, (group + 1) * size)
+        products = array(x)[..., columns].astype(np.int64) @ weight[:, columns].T
+        total = total + products.astype(np.float32) * scales[:, group]
+    y = total * array(x_scale)
+    if bias is not None:
+        y = y + array(bias)
+    return emitted(y, scale_out)
+
+
 def int8_embedding(ids: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     rows = np.empty((ids.numel(), weight.shape[1]), dtype=np.float32)
     scales = array(scale.expand(weight.shape[0]))

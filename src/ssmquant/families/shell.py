@@ -56,6 +56,11 @@ class Shell:
     head: Head
 
     @property
+    def device(self) -> torch.device:
+        """Where the model's tensors are."""
+        return self.final_norm.weight.device
+
+    @property
     def tied(self) -> bool:
         """Whether the head's weight is the embedding's."""
         return self.head.linear is None

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec
-from ssmquant.ops.quantize import quantize_static
+from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Dense"]
@@ -49,6 +46,4 @@ class Dense(Format):
         scale_out: Tensor | None,
     ) -> Tensor:
         """Return the float product; arithmetic in float32 also for a weight at rest in float16."""
-        x = numerics.dequantize(x, x_scale)
-        y = functional.linear(x, stored["weight"].to(x.dtype), bias)
-        return y if scale_out is None else quantize_static(y, scale_out)
+        return float_linear(stored["weight"], x, x_scale, bias, scale_out)

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
-from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import Granularity, TensorScheme
 
 __all__ = ["Int4"]
@@ -67,6 +65,4 @@ class Int4(Format):
         if x_scale is not None and x_scale.shape[-1] == 1:
             exact: Tensor = int4_linear(x, x_scale, stored["packed"], stored["scale"], bias, scale_out)
             return exact
-        x = numerics.dequantize(x, x_scale)
-        y = functional.linear(x, self.dequantize(stored).to(x.dtype), bias)
-        return y if scale_out is None else quantize_static(y, scale_out)
+        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ssmquant import numerics
-from ssmquant.formats.base import Codes, Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
 from ssmquant.ops.int8_linear import int8_linear
-from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import Granularity, TensorScheme
 
 __all__ = ["Int8"]
@@ -52,6 +50,4 @@ class Int8(Format):
         if x_scale is not None and x_scale.shape[-1] == 1:
             exact: Tensor = int8_linear(x, x_scale, stored["codes"], stored["scale"], bias, scale_out)
             return exact
-        x = numerics.dequantize(x, x_scale)
-        y = functional.linear(x, self.dequantize(stored).to(x.dtype), bias)
-        return y if scale_out is None else quantize_static(y, scale_out)
+        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)

@@ -16,7 +16,7 @@ from ssmquant.modules.weights import CausalConv1d, Linear
 from ssmquant.ops.gate import gate
 from ssmquant.ops.rms_norm.reference import normalize
 from ssmquant.ops.selective_scan import selective_scan
-from ssmquant.sites import Site, SiteKind
+from ssmquant.sites import Site, SiteKind, activation_site, weight_site
 
 __all__ = ["Mamba1Dims", "Mamba1Mixer", "mamba1_sites"]
 
@@ -43,28 +43,22 @@ def mamba1_sites(dims: Mamba1Dims) -> tuple[Site, ...]:
     inner = {"d_inner": dims.d_inner}
     states = {"d_state": dims.d_state}
 
-    def activation(name: str, size: dict[str, int], producer: str, *consumers: str) -> Site:
-        return Site(name, SiteKind.ACTIVATION, size, producer, consumers)
-
-    def weight(name: str, rows: int, columns: int) -> Site:
-        return Site(f"{name}.weight", SiteKind.WEIGHT, {"out": rows, "in": columns}, "checkpoint", (name,))
-
     return (
-        activation("hidden", {"d_model": dims.d_model}, "norm", "in_proj"),
-        weight("in_proj", 2 * dims.d_inner, dims.d_model),
-        activation("x_in", inner, "in_proj", "conv1d"),
-        activation("z", inner, "in_proj", "gate"),
-        weight("conv1d", dims.d_inner, dims.d_conv),
-        activation("x", inner, "conv1d", "x_proj", "scan"),
-        weight("x_proj", dims.dt_rank + 2 * dims.d_state, dims.d_inner),
-        activation("dt_in", {"dt_rank": dims.dt_rank}, "x_proj", "dt_proj"),
-        activation("B", states, "x_proj", "scan"),
-        activation("C", states, "x_proj", "scan"),
-        weight("dt_proj", dims.d_inner, dims.dt_rank),
-        activation("dt", inner, "dt_proj", "scan"),
+        activation_site("hidden", {"d_model": dims.d_model}, "norm", "in_proj"),
+        weight_site("in_proj", 2 * dims.d_inner, dims.d_model),
+        activation_site("x_in", inner, "in_proj", "conv1d"),
+        activation_site("z", inner, "in_proj", "gate"),
+        weight_site("conv1d", dims.d_inner, dims.d_conv),
+        activation_site("x", inner, "conv1d", "x_proj", "scan"),
+        weight_site("x_proj", dims.dt_rank + 2 * dims.d_state, dims.d_inner),
+        activation_site("dt_in", {"dt_rank": dims.dt_rank}, "x_proj", "dt_proj"),
+        activation_site("B", states, "x_proj", "scan"),
+        activation_site("C", states, "x_proj", "scan"),
+        weight_site("dt_proj", dims.d_inner, dims.dt_rank),
+        activation_site("dt", inner, "dt_proj", "scan"),
         Site("state", SiteKind.STATE, inner | states, "scan", ("scan",)),
-        activation("y", inner, "gate", "out_proj"),
-        weight("out_proj", dims.d_model, dims.d_inner),
+        activation_site("y", inner, "gate", "out_proj"),
+        weight_site("out_proj", dims.d_model, dims.d_inner),
     )
 
 

@@ -15,7 +15,7 @@ from ssmquant.modules.state import MixerState
 from ssmquant.modules.weights import CausalConv1d, Linear
 from ssmquant.ops.gated_rms_norm import gated_rms_norm
 from ssmquant.ops.ssd import ssd
-from ssmquant.sites import Site, SiteKind
+from ssmquant.sites import Site, SiteKind, activation_site, weight_site
 
 __all__ = ["Mamba2Dims", "Mamba2Mixer", "mamba2_sites"]
 
@@ -54,27 +54,21 @@ def mamba2_sites(dims: Mamba2Dims) -> tuple[Site, ...]:
     inner = heads | {"headdim": dims.headdim}
     group = {"ngroups": dims.ngroups, "d_state": dims.d_state}
 
-    def activation(name: str, size: dict[str, int], producer: str, *consumers: str) -> Site:
-        return Site(name, SiteKind.ACTIVATION, size, producer, consumers)
-
-    def weight(name: str, rows: int, columns: int) -> Site:
-        return Site(f"{name}.weight", SiteKind.WEIGHT, {"out": rows, "in": columns}, "checkpoint", (name,))
-
     return (
-        activation("hidden", {"d_model": dims.d_model}, "norm", "in_proj"),
-        weight("in_proj", dims.d_in_proj, dims.d_model),
-        activation("z", inner, "in_proj", "gated_norm"),
-        activation("x_in", inner, "in_proj", "conv1d"),
-        activation("B_in", group, "in_proj", "conv1d"),
-        activation("C_in", group, "in_proj", "conv1d"),
-        activation("dt", heads, "in_proj", "scan"),
-        weight("conv1d", dims.conv_dim, dims.d_conv),
-        activation("x", inner, "conv1d", "scan"),
-        activation("B", group, "conv1d", "scan"),
-        activation("C", group, "conv1d", "scan"),
+        activation_site("hidden", {"d_model": dims.d_model}, "norm", "in_proj"),
+        weight_site("in_proj", dims.d_in_proj, dims.d_model),
+        activation_site("z", inner, "in_proj", "gated_norm"),
+        activation_site("x_in", inner, "in_proj", "conv1d"),
+        activation_site("B_in", group, "in_proj", "conv1d"),
+        activation_site("C_in", group, "in_proj", "conv1d"),
+        activation_site("dt", heads, "in_proj", "scan"),
+        weight_site("conv1d", dims.conv_dim, dims.d_conv),
+        activation_site("x", inner, "conv1d", "scan"),
+        activation_site("B", group, "conv1d", "scan"),
+        activation_site("C", group, "conv1d", "scan"),
         Site("state", SiteKind.STATE, inner | {"d_state": dims.d_state}, "scan", ("scan",)),
-        activation("y", {"d_inner": dims.d_inner}, "gated_norm", "out_proj"),
-        weight("out_proj", dims.d_model, dims.d_inner),
+        activation_site("y", {"d_inner": dims.d_inner}, "gated_norm", "out_proj"),
+        weight_site("out_proj", dims.d_model, dims.d_inner),
     )
 
 

@@ -86,12 +86,13 @@ class Engine:
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"prompt {index} has no tokens; begin it with the model's first token")
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        device = self.shell.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         state = State([])
-        logits = torch.empty(len(prompts), self.shell.model.config.vocab_size)
+        logits = torch.empty(len(prompts), self.shell.model.config.vocab_size, device=device)
         for length in lengths.unique().tolist():
             rows = torch.nonzero(lengths == length).flatten()
-            ids = torch.tensor([list(prompts[row]) for row in rows.tolist()])
+            ids = torch.tensor([list(prompts[row]) for row in rows.tolist()], device=device)
             hidden, layers = self.hidden(ids, self._initial(len(rows)))
             logits[rows] = self.shell.head(hidden[:, -1])
             state.groups.append(_Group(rows, length, layers))
@@ -108,8 +109,8 @@ class Engine:
         Returns:
             float32 logits ``[B, vocab]`` and the new state.
         """
-        state = state.fork()
-        logits = torch.empty(len(tokens), self.shell.model.config.vocab_size)
+        state, tokens = state.fork(), tokens.to(self.shell.device)
+        logits = torch.empty(len(tokens), self.shell.model.config.vocab_size, device=tokens.device)
         for group in state.groups:
             hidden, _ = self.hidden(tokens[group.rows, None], group.layers)
             logits[group.rows] = self.shell.head(hidden[:, -1])
@@ -120,10 +121,10 @@ class Engine:
         """Return the normalised last hidden ``[B, L, d_model]`` and the states after it.
 
         Args:
-            ids: int64 ``[B, L]``.
+            ids: int64 ``[B, L]``, on any device.
             layers: state of each mixer, updated; None to start and to keep none.
         """
-        residual = self.shell.embedding(ids)
+        residual = self.shell.embedding(ids.to(self.shell.device))
         for index, block in enumerate(self.shell.blocks):
             residual = residual + block.mixer.mix(block.norm(residual), layers[index] if layers else None)
         return self.shell.final_norm(residual), layers or []

@@ -85,19 +85,20 @@ def _chunk(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) ->
     """Return y (without the D term) ``[B, T, H, P]`` and the state after one chunk of T tokens."""
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
-    decay = torch.cumsum(dt * A, dim=1).transpose(1, 2)  # [B, H, T], log of the decay from the chunk's start
+    # [B, H, T], log of the decay from the chunk's start. In float64, because what counts are differences: after a token
+    # that forgets nearly all, float32 sums are too large to tell small decays apart.
+    decay = torch.cumsum((dt * A).double(), dim=1).transpose(1, 2)
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    between = (
-        (decay[..., :, None] - decay[..., None, :]).masked_fill(~causal, -torch.inf).exp()
-    )  # [B, H, T, S]
+    between = (decay[..., :, None] - decay[..., None, :]).to(x.dtype)  # [B, H, T, S]
+    between = between.masked_fill(~causal, -torch.inf).exp()
     dx = (x * dt[..., None]).transpose(1, 2)  # [B, H, T, P]
     B, C = B.transpose(1, 2), C.transpose(1, 2)  # [B, G, T, N]
     scores = (C @ B.transpose(-1, -2)).repeat_interleave(heads // groups, dim=1) * between
     grouped = h.reshape(batch, groups, heads // groups * headdim, d_state)
     carried = (C @ grouped.transpose(-1, -2)).view(batch, groups, length, heads // groups, headdim)
     carried = carried.transpose(2, 3).reshape(batch, heads, length, headdim)
-    y = scores @ dx + carried * decay[..., None].exp()
-    to_end = (decay[..., -1:] - decay).exp()[..., None]
-    added = (dx * to_end).view(batch, groups, heads // groups, length, headdim).transpose(-1, -2)
-    h = h * decay[..., -1].exp()[..., None, None] + (added @ B[:, :, None]).view(h.shape)
+    from_start, to_end = decay.to(x.dtype).exp(), (decay[..., -1:] - decay).to(x.dtype).exp()
+    y = scores @ dx + carried * from_start[..., None]
+    added = (dx * to_end[..., None]).view(batch, groups, heads // groups, length, headdim).transpose(-1, -2)
+    h = h * from_start[..., -1, None, None] + (added @ B[:, :, None]).view(h.shape)
     return y.transpose(1, 2), h
