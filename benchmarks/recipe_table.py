@@ -46,6 +46,9 @@ def main(
     seqlen: int = 1024,
     calib_samples: int = 128,
     calib_seqlen: int = 512,
+    device: Annotated[
+        str, typer.Option(help="Where models are evaluated; they are quantised on the CPU.")
+    ] = "cpu",
     output: Annotated[Path, typer.Option("-o", help="Result file without ending.")] = Path("recipe-table"),
 ) -> None:
     """Measure recipes on a model."""
@@ -68,7 +71,7 @@ def main(
             "state_bytes": state.nbytes,
             "quantize_s": round(time.perf_counter() - start, 1),
         }
-        candidates.append(quantised)
+        candidates.append(quantised.to(device))
         console.print(f"{reference}: {facts[reference]}")
     domains = {
         documents.name: windows(
@@ -77,7 +80,7 @@ def main(
         for documents in evaluation_documents(data)
     }
     evaluation = evaluate(
-        float_model,
+        float_model.to(device),
         candidates,
         domains,
         progress=lambda what, done, total: console.print(f"{what} {done}/{total}"),

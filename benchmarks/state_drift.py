@@ -2,7 +2,7 @@
 
     python benchmarks/state_drift.py MODEL --data text.txt -o benchmarks/results/drift-NAME
 
-Compares the recipe's state in float32, float16 and int8, and int8 rounded at other intervals than the recipe's 16
+Compares the recipe's state in float32, float16 and int8, and int8 rounded at other intervals than the recipe's 64
 tokens (1: at every token, as a state that is written back at each step).
 """
 
@@ -23,7 +23,7 @@ from ssmquant.data import evaluation_documents
 from ssmquant.eval.environment import environment
 from ssmquant.eval.metrics import compare
 
-INTERVALS = (1, 4, 64)
+INTERVALS = (1, 4, 16, 256)
 
 
 def with_interval(recipe: str, interval: int, folder: Path) -> str:
@@ -43,6 +43,9 @@ def main(
     tokens: Annotated[int, typer.Option(help="Length of the sequence.")] = 8192,
     pieces: Annotated[int, typer.Option(help="Stretches that are reported apart.")] = 8,
     calib_samples: int = 96,
+    device: Annotated[
+        str, typer.Option(help="Where models are evaluated; they are quantised on the CPU.")
+    ] = "cpu",
     output: Annotated[Path, typer.Option("-o", help="Result file without ending.")] = Path("drift"),
 ) -> None:
     """Measure KL by position for several states."""
@@ -59,9 +62,10 @@ def main(
         }
         references |= {f"int8, every {n}": with_interval(recipe, n, Path(folder)) for n in INTERVALS}
         quantised = {
-            name: ssmquant.quantize(reference, wanted, calibration=calib, samples=calib_samples)
+            name: ssmquant.quantize(reference, wanted, calibration=calib, samples=calib_samples).to(device)
             for name, wanted in references.items()
         }
+    reference.to(device)
     rows: dict[str, dict[str, list[float]]] = {name: {} for name in quantised}
     for domain, ids in sequences.items():
         expected = reference.logits(ids)

@@ -34,6 +34,8 @@ def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Let fresh memory hold NaN (floats) or 113 (integers), so that an output that is never written fails a test."""
+    # PyTorch looks once for the functions that `with torch.device(…)` steers; it has to find its own, not ours.
+    torch.utils._device._device_constructors()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ALLOCATORS:
             patch.setattr(owner, name, poisoned(getattr(owner, name)))

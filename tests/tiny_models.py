@@ -37,7 +37,7 @@ _COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 3, "bos_
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-_WIDE = _COMMON | {"hidden_size": 128, "num_hidden_layers": 2}
+_WIDE = _COMMON | {"hidden_size": 256, "num_hidden_layers": 1}
 _MAMBA2 = {"expand": 2, "head_dim": 8, "num_heads": 12, "state_size": 16, "chunk_size": 8}
 _MAMBA1 = {"state_size": 8, "time_step_rank": 4, "expand": 2}
 
@@ -59,16 +59,18 @@ CONFIGS: dict[str, Any] = {
     "mamba2-no-conv-bias": Mamba2Config(
         **_COMMON, **_MAMBA2, n_groups=1, tie_word_embeddings=False, use_conv_bias=False, conv_kernel=3
     ),
-    # Wide enough for groups of 128 weights.
+    # Wide enough for groups of 128 weights, and for 128 outlier channels beside them.
     "mamba-wide": MambaConfig(**_WIDE, **_MAMBA1),
     "mamba2-wide": Mamba2Config(
-        **_WIDE, **_MAMBA2 | {"head_dim": 32, "num_heads": 8}, n_groups=2, tie_word_embeddings=True
+        **_WIDE, **_MAMBA2 | {"head_dim": 64, "num_heads": 8}, n_groups=2, tie_word_embeddings=True
     ),
 }
+WIDE = {"mamba1": "mamba-wide", "mamba2": "mamba2-wide"}
 MAMBA1 = [name for name in CONFIGS if not name.startswith("mamba2")]
 MAMBA2 = [name for name in CONFIGS if name.startswith("mamba2")]
 
-_folder = tempfile.TemporaryDirectory(prefix="ssmquant-tests-")
+#: Gone with the process.
+FOLDER = tempfile.TemporaryDirectory(prefix="ssmquant-tests-")
 _fast_tokenizer: Any = PreTrainedTokenizerFast  # whose constructor is untyped
 
 
@@ -116,7 +118,7 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
 @cache
 def saved(name: str) -> Path:
     """Return the folder of a tiny model, with its tokenizer, as transformers writes it."""
-    folder = Path(_folder.name) / name
+    folder = Path(FOLDER.name) / name
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
     randomize(model, seed=len(name))
     model.save_pretrained(folder)
@@ -124,10 +126,20 @@ def saved(name: str) -> Path:
     return folder
 
 
+def fitting() -> list[tuple[str, str]]:
+    """Return every shipped recipe with every wide model that it fits."""
+    return [
+        (recipe, model)
+        for recipe in ssmquant.shipped_recipes()
+        for mixer, model in WIDE.items()
+        if mixer not in ssmquant.load_recipe(recipe).refuses
+    ]
+
+
 @cache
 def texts() -> Path:
     """Return a file of calibration text: 16 documents of 100 random letters."""
-    path = Path(_folder.name) / "texts.jsonl"
+    path = Path(FOLDER.name) / "texts.jsonl"
     documents = ["".join(LETTERS[i - 1] for i in row) for row in random_ids(16, 100, seed=11).tolist()]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path

@@ -1,17 +1,19 @@
 """Calibration: run text through the float model and gather statistics at its sites.
 
 Windows run one by one, so that a statistic is the same bit for bit in whatever order or shards they are run:
-``calibrate(a).merge(calibrate(b))`` equals ``calibrate(a and b)``. Statistics are cached on disk under a hash
-of the model's tensors, the tokens, and what was gathered.
+``calibrate(a).merge(calibrate(b))`` equals ``calibrate(a and b)``. Observers of activations see them on the way
+through the model; those of weights see the gradient of each window's next-token loss. Statistics are cached on
+disk under a hash of the model's tensors, the tokens, and what was gathered.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from ssmquant.errors import DataError
-from ssmquant.families import Shell
+from ssmquant.families import Block, Shell
 from ssmquant.files import combined, digest, digests
 from ssmquant.modules.mixer import StateSite
 from ssmquant.runtime.engine import Engine
@@ -33,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
 _CACHE_VERSION = 1
+_LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -46,15 +51,26 @@ def calibrate(shell: Shell, windows: Tensor, needs: Needs, progress: Progress | 
         progress: called after each window.
 
     Raises:
-        DataError: there is no window.
+        DataError: there is no window, or gradients are wanted of windows of one token.
     """
     if not len(windows):
         raise DataError("calibration needs at least one sequence; none was given")
     statistics = Statistics.empty(needs)
+    weights = dict(shell.weights())
+    if activation_sites := [site for site in needs if site not in weights]:
+        _observe_activations(shell, windows, statistics, activation_sites, progress)
+    if weight_sites := [site for site in needs if site in weights]:
+        _observe_gradients(shell, windows, statistics, weight_sites, progress)
+    return statistics
+
+
+def _observe_activations(
+    shell: Shell, windows: Tensor, statistics: Statistics, sites: Sequence[str], progress: Progress | None
+) -> None:
     modules = dict(shell.activations())
     engine = Engine(shell)
     with ExitStack() as hooks:
-        for site in needs:
+        for site in sites:
             handle = modules[site].register_forward_hook(_hook(statistics, site))
             hooks.callback(handle.remove)
         for done, window in enumerate(windows, start=1):
@@ -62,7 +78,54 @@ def calibrate(shell: Shell, windows: Tensor, needs: Needs, progress: Progress | 
             shell.head.input(hidden)
             if progress:
                 progress("calibrate", done, len(windows))
-    return statistics
+
+
+def _observe_gradients(
+    shell: Shell, windows: Tensor, statistics: Statistics, sites: Sequence[str], progress: Progress | None
+) -> None:
+    """Show the observers of some weights the gradients of each window's loss, one window at a time."""
+    if windows.shape[1] < 2:
+        raise DataError(
+            f"gradients need a next token to predict: sequences of 2 tokens at least, not {windows.shape[1]}"
+        )
+    weights = dict(shell.weights())
+    with ExitStack() as undo:
+        for parameter in shell.model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        for site in sites:
+            weight = weights[site].weight.requires_grad_()
+            handle = weight.register_post_accumulate_grad_hook(_gradient_hook(statistics, site))
+            undo.callback(handle.remove)
+        for done, window in enumerate(windows, start=1):
+            with torch.enable_grad():
+                _loss(shell, window.to(shell.device)).backward()
+            if progress:
+                progress("calibrate gradients", done, len(windows))
+
+
+def _loss(shell: Shell, window: Tensor) -> Tensor:
+    """Return the mean loss of predicting each token of a window (``[L]``) from those before it."""
+    residual = shell.embedding(window[None, :-1])
+    for block in shell.blocks:
+        # Run again on the way back, so that only one block's intermediate results are kept at a time.
+        residual = residual + checkpoint(_branch, block, residual, use_reentrant=False)
+    logits = shell.head(shell.final_norm(residual))
+    return cross_entropy(logits[0], window[1:])
+
+
+def _branch(block: Block, residual: Tensor) -> Tensor:
+    return block.mixer.mix(block.norm(residual))
+
+
+def _gradient_hook(statistics: Statistics, site: str) -> Callable[[Tensor], None]:
+    def observe(weight: Tensor) -> None:
+        assert weight.grad is not None
+        for observer in statistics.observers(site):
+            observer.update(weight.grad[None])
+        weight.grad = None
+
+    return observe
 
 
 def _hook(statistics: Statistics, site: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -103,7 +166,7 @@ def calibrate_cached(
     key = {
         "version": _CACHE_VERSION,
         "model": combined(digests(shell.model.state_dict())),
-        "hadamard": [block.mixer.hadamard for block in shell.blocks],
+        "constants": [_constants(block) for block in shell.blocks],
         "windows": digest(windows),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -115,6 +178,12 @@ def calibrate_cached(
     return statistics
 
 
+def _constants(block: Block) -> str:
+    """Return what a block computes with besides its tensors: sizes, limits of dt, epsilons, the online transform."""
+    mixer = block.mixer
+    return repr((block.norm.eps, mixer.dims, mixer.hadamard))
+
+
 def _read(path: Path) -> Statistics:
     """Return the statistics of a cache entry; none if it is missing or damaged."""
     try:
@@ -124,7 +193,13 @@ def _read(path: Path) -> Statistics:
 
 
 def _write(path: Path, statistics: Statistics) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a cache entry; where that is not possible, a warning in the log is all: the statistics are at hand."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in statistics.to_tensors().items()}, partial)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in statistics.to_tensors().items()}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        _LOG.warning("calibration is not cached: %s cannot be written (%s)", path, error)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmquant._version import __version__
-from ssmquant.errors import CheckpointError, ModelError
+from ssmquant.errors import CheckpointError, InputError, ModelError
 from ssmquant.families import Shell, build
 from ssmquant.files import (
     TensorSpec,
@@ -136,12 +136,18 @@ def load_quantised(folder: Path, config: Any) -> tuple[Shell, Plan, dict[str, An
     entry = read_config(folder)["quantization_config"]
     check_version(entry, str(folder))
     plan = Plan.from_json(entry.get("plan") or {}, config)
-    shell = build(config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
-    expected = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in shell.model.state_dict().items()}
-    tensors = read_tensors(folder)
-    check_tensors(tensors, expected, source=str(folder))
+    try:
+        shell = build(config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+        expected = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in shell.model.state_dict().items()}
+        tensors = read_tensors(folder)
+        check_tensors(tensors, expected, source=str(folder))
+    except CheckpointError:
+        raise
+    except InputError as error:  # of a part that cannot know that the folder is one of ours
+        raise CheckpointError(f"the quantised folder {folder.name} is damaged: {error}") from error
     shell.model.load_state_dict(tensors, strict=True, assign=True)
-    return shell, plan, dict(entry.get("calibration") or {})
+    provenance = entry.get("calibration")
+    return shell, plan, provenance if isinstance(provenance, dict) else {}
 
 
 def verify(path: str | Path) -> Verification:
@@ -164,27 +170,40 @@ def verify(path: str | Path) -> Verification:
         raise CheckpointError(
             f"{path} was not quantised by ssmquant (config.json has no plan of ours); nothing to verify"
         )
-    integrity = read_json(folder / _INTEGRITY)
+    recorded, golden = _recorded(folder)
     found = read_tensors(folder)
-    differing = compare(integrity.get("tensors", {}), digests(found))
+    differing = compare(recorded, digests(found))
     if differing:
         return Verification(
             False, [f"{len(differing)} of {len(found)} tensors are not as saved:", *differing]
         )
-    golden, now = integrity.get("golden", {}), _golden(load(folder))
+    now = _golden(load(folder))
     lines = [f"{len(found)} tensors as saved"]
-    if now["logits"] == golden.get("logits"):
+    if now["logits"] == golden["logits"]:
         return Verification(True, [*lines, "golden logits bit for bit"])
     if now["environment"] == golden.get("environment"):
         return Verification(
-            False, [*lines, "golden logits differ in the same environment: the code has changed"]
+            False,
+            [*lines, "golden logits differ in the same environment: config.json or the code has changed"],
         )
-    close = _close(now["last"], golden.get("last", []))
+    close = _close(now["last"], golden["last"])
     lines += [
         f"golden logits {'agree up to float sums' if close else 'differ'}: saved under {golden.get('environment')}, "
         f"computed under {now['environment']}"
     ]
     return Verification(close, lines)
+
+
+def _recorded(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the digests and the golden logits that were saved."""
+    integrity = read_json(folder / _INTEGRITY)
+    tensors, golden = integrity.get("tensors"), integrity.get("golden")
+    if not (isinstance(tensors, dict) and isinstance(golden, dict) and {"logits", "last"} <= golden.keys()):
+        raise CheckpointError(
+            f"{folder / _INTEGRITY} has no digests and golden logits, so nothing can be verified; "
+            "copy the folder again"
+        )
+    return tensors, golden
 
 
 def _golden(model: Model) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Model:
         """Rows of the embedding."""
         return int(self.config.vocab_size)
 
+    def to(self, device: str | torch.device) -> Model:
+        """Move the model's tensors to a device, in place, and return the model."""
+        self.shell.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method untyped
+        return self
+
     def logits(self, ids: Tensor) -> Tensor:
         """Return the logits of every position.
 

@@ -14,7 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["code_limit", "dequantize", "per_token_scale", "quantize", "round_clamp", "scale_from_absmax"]
+__all__ = [
+    "code_limit",
+    "dequantize",
+    "dequantize_asymmetric",
+    "per_token_scale",
+    "quantize",
+    "quantize_asymmetric",
+    "round_clamp",
+    "scale_and_zero_point",
+    "scale_from_absmax",
+]
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # subnormal numbers have no reciprocal, and GPUs flush them
 _LARGEST_SCALE = 1.0 / _SMALLEST_SCALE  # 2**126; the reciprocal of anything above is subnormal
@@ -82,6 +92,53 @@ def scale_from_absmax(absmax: Tensor, bits: int = 8) -> Tensor:
     return scale.clamp(_SMALLEST_SCALE, _LARGEST_SCALE).float()
 
 
-def per_token_scale(x: Tensor, bits: int = 8) -> Tensor:
-    """Return the dynamic scale of each token (row) of ``x``: ``[..., C] -> [..., 1]`` float32."""
-    return scale_from_absmax(x.float().abs().amax(dim=-1, keepdim=True), bits)
+def scale_and_zero_point(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return float32 scale and int8 zero point that spread all ``2**bits`` codes over a range.
+
+    A range that does not reach zero is widened to it, so that zero has a code; one of width zero gets the width 1.
+
+    Args:
+        low: lower ends, any shape.
+        high: upper ends, same shape.
+        bits: width of the code, 2 to 8; codes and zero points go from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
+    """
+    low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
+    width = torch.where(high > low, high - low, 1.0)
+    scale = (width / ((1 << bits) - 1)).clamp(_SMALLEST_SCALE, _LARGEST_SCALE).float()
+    half = 1 << (bits - 1)
+    return scale, (low / -scale - half).round().clamp(-half, half - 1).to(torch.int8)
+
+
+def quantize_asymmetric(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Return the int8 codes of ``x``: ``round(x * (1 / scale)) + zero_point``, clamped to all ``2**bits`` codes.
+
+    Args:
+        x: float tensor.
+        scale: float32, broadcastable to ``x``.
+        zero_point: int8, shaped like ``scale``.
+        bits: width of the code.
+    """
+    half = 1 << (bits - 1)
+    return ((x.float() * (1.0 / scale)).round() + zero_point).clamp(-half, half - 1).to(torch.int8)
+
+
+def dequantize_asymmetric(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return ``(codes - zero_point) * scale`` in float32; the difference is exact.
+
+    Args:
+        codes: int8 codes.
+        scale: float32, broadcastable to ``codes``.
+        zero_point: int8, shaped like ``scale``.
+    """
+    return (codes.float() - zero_point.float()) * scale
+
+
+def per_token_scale(x: Tensor, bits: int = 8, clip: float = 1.0) -> Tensor:
+    """Return the dynamic scale of each token (row) of ``x``: ``[..., C] -> [..., 1]`` float32.
+
+    Args:
+        x: float tensor.
+        bits: width of the code.
+        clip: share of the row's largest magnitude that the largest code stands for (their product in float64).
+    """
+    return scale_from_absmax(x.float().abs().amax(dim=-1, keepdim=True).double() * clip, bits)

@@ -20,8 +20,7 @@ from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
 from ssmquant.modules.weights import Weight
-from ssmquant.observers import Hessian
-from ssmquant.planning import Plan, input_site, resolve
+from ssmquant.planning import Plan, PlanRow, resolve, statistic_site
 from ssmquant.quantizers import QUANTIZERS
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe
@@ -128,10 +127,18 @@ def _needs(plan: Plan) -> Needs:
     """Return the statistics that the plan's ranges and quantizers need."""
     needs = dict(needed(plan.activation_schemes))
     for row in plan.rows:
-        source = input_site(row.site)
-        if source and not row.scheme.is_float and QUANTIZERS[row.quantizer].needs_hessian:
-            needs[source] = tuple(dict.fromkeys((*needs.get(source, ()), Hessian.name)))
+        wanted, source = QUANTIZERS[row.quantizer].needs, statistic_site(row)
+        if wanted and source and not row.scheme.is_float:
+            needs[source] = tuple(dict.fromkeys((*needs.get(source, ()), wanted)))
     return needs
+
+
+def _weight_statistic(row: PlanRow, statistics: Statistics) -> Tensor:
+    """Return what the quantizer of a weight needs of calibration; empty if nothing."""
+    source = statistic_site(row)
+    if source is None:
+        return torch.empty(0)
+    return statistics.fisher(source) if source == row.site.name else statistics.hessian(source)
 
 
 def _fill(
@@ -157,9 +164,8 @@ def _fill(
         module = source.model.get_submodule(path)
         assert isinstance(module, Weight)
         quantizer = QUANTIZERS[rows[site_name].quantizer]
-        read = input_site(rows[site_name].site)
-        hessian = statistics.hessian(read) if quantizer.needs_hessian and read else torch.empty(0)
-        codes = quantizer.choose(module.dequantize(), weight.scheme, hessian)
+        statistic = _weight_statistic(rows[site_name], statistics)
+        codes = quantizer.choose(module.dequantize(), weight.scheme, statistic)
         for name, tensor in weight.format.pack(codes).items():
             tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape)
         if progress:

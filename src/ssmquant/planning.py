@@ -20,14 +20,14 @@ from ssmquant.modules.activation import scale_shape
 from ssmquant.modules.mixer import StateSite
 from ssmquant.quantizers import QUANTIZERS
 from ssmquant.recipe import Recipe, Rule
-from ssmquant.scheme import FLOAT32, Granularity, TensorScheme
+from ssmquant.scheme import FLOAT32, Granularity, RangeRule, TensorScheme
 from ssmquant.sites import Site, SiteKind
 from ssmquant.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Plan", "PlanRow", "input_site", "resolve"]
+__all__ = ["Plan", "PlanRow", "input_site", "resolve", "statistic_site"]
 
 # The linear layers, and the site that each reads.
 _LINEARS = {
@@ -139,6 +139,10 @@ class Plan:
             CheckpointError: the content is not a plan for this model.
         """
         try:
+            if content["family"] != config.model_type:
+                raise ValueError(
+                    f"it is of the family {content['family']!r}, the model of {config.model_type!r}"
+                )
             schemes = {name: TensorScheme.model_validate(s) for name, s in content["schemes"].items()}
             sites = {site.name: site for site in model_sites(config)}
             if unknown := [name for name in content["sites"] if name not in sites]:
@@ -244,12 +248,17 @@ def resolve(recipe: Recipe, config: Any, *, tied: bool) -> Plan:
     for name in transforms:
         if name not in TRANSFORMS:
             raise RecipeError(f"recipe {recipe.name!r}: no transform {name!r}; {nearest(name, TRANSFORMS)}")
+    for step in steps:
+        try:
+            TRANSFORMS[step.name].check_params(step.params)
+            TRANSFORMS[step.name].check(family.dims(config))
+        except InputError as error:
+            raise RecipeError(f"recipe {recipe.name!r}: {error}") from error
     rows = tuple(_row(site, patterns, schemes) for site in sites)
     by_name = {row.site.name: row.scheme for row in rows}
     for row in rows:
         _check(row, by_name, transforms)
     for place, name in enumerate(transforms):
-        TRANSFORMS[name].check(family.dims(config))
         if missing := [n for n in TRANSFORMS[name].requires if n not in transforms[:place]]:
             raise RecipeError(f"recipe {recipe.name!r}: transform {name!r} needs {missing[0]!r} before it")
     if list(transforms) != [name for name in TRANSFORMS if name in transforms]:
@@ -277,29 +286,63 @@ def _check(row: PlanRow, schemes: Mapping[str, TensorScheme], transforms: tuple[
         if site.kind is SiteKind.WEIGHT:
             out, columns = site.dims.values()
             format_for(scheme).tensors((out, columns), scheme)
+            _check_weight(row)
             _check_quantizer(row)
         elif site.kind is SiteKind.STATE:
             if not scheme.is_float:
                 StateSite.scale_shape(site.dims, scheme)
             if (scheme != FLOAT32) != bool(scheme.interval):
                 raise RecipeError("a reduced state needs an interval, and a float32 state has none")
+        elif scheme != FLOAT32 and not (scheme.kind == "int" and (scheme.dynamic or scheme.bits == 8)):
+            raise RecipeError(f"activations are float32 or int8 between the stages, not {scheme.short()!r}")
         elif scheme.is_static_int:
             scale_shape(site.dims, scheme)
+        _check_range(site, scheme)
         if scheme.granularity is Granularity.PER_HEAD_GROUP and "reorder" not in transforms:
             raise RecipeError("per-head-group scales need the transform 'reorder', which finds the groups")
-        if site.kind is SiteKind.ACTIVATION and scheme.is_static_int:
+        if site.kind is not SiteKind.WEIGHT and not scheme.symmetric:
+            raise RecipeError("zero points are for weights; make this scheme symmetric")
+        if site.kind is SiteKind.ACTIVATION and not scheme.is_float:
             for consumer in site.consumers:
                 _check_linear(site, scheme, consumer, schemes)
     except InputError as error:
         raise RecipeError(f"site {site.name} (pattern {row.rule!r}): {error}") from error
 
 
+def _check_weight(row: PlanRow) -> None:
+    eight_bits = row.scheme.kind == "int" and row.scheme.bits == 8
+    if input_site(row.site) is None and not (row.scheme.is_float or eight_bits):
+        raise RecipeError(f"{row.scheme.short()!r} is for linear layers; use int8 or a float here")
+
+
+def _check_range(site: Site, scheme: TensorScheme) -> None:
+    if scheme.interval and site.kind is not SiteKind.STATE:
+        raise RecipeError("an interval is for a recurrent state")
+    if scheme.range is not RangeRule.ABSMAX and site.kind is SiteKind.WEIGHT:
+        raise RecipeError(f"the rule {scheme.range} is for activations; a weight's range is its quantizer's")
+    if scheme.range is not RangeRule.ABSMAX and scheme.granularity is not Granularity.PER_TENSOR:
+        raise RecipeError(f"the rule {scheme.range} is known for per-tensor scales only; use absmax")
+
+
 def _check_quantizer(row: PlanRow) -> None:
     if row.quantizer not in QUANTIZERS:
         raise RecipeError(f"no quantizer {row.quantizer!r}; {nearest(row.quantizer, QUANTIZERS)}")
-    if QUANTIZERS[row.quantizer].needs_hessian and input_site(row.site) is None:
+    scheme = row.scheme
+    fitting = [
+        name
+        for name, quantizer in QUANTIZERS.items()
+        if quantizer.mixed == bool(scheme.mixed) and (scheme.is_float or quantizer.kind == scheme.kind)
+    ]
+    if row.quantizer not in fitting:
         raise RecipeError(
-            f"{row.quantizer} needs the second moment of an input, which only linear layers have; use rtn"
+            f"{row.quantizer} has no codes for {scheme.short()!r}; use one of {', '.join(fitting)}"
+        )
+    quantizer = QUANTIZERS[row.quantizer]
+    if not scheme.is_float and (reason := quantizer.refuses(scheme)):
+        raise RecipeError(reason)
+    if quantizer.needs and statistic_site(row) is None:
+        raise RecipeError(
+            f"{row.quantizer} needs the {quantizer.needs} of calibration, which only linear layers have; use rtn"
         )
 
 
@@ -310,13 +353,24 @@ def input_site(weight: Site) -> str | None:
     return f"{prefix}.{source}" if source and prefix else source
 
 
+def statistic_site(row: PlanRow) -> str | None:
+    """Return the site whose statistic the quantizer of a weight needs; None if it needs none, or there is none."""
+    source, needs = input_site(row.site), QUANTIZERS[row.quantizer].needs
+    if source is None or needs is None:
+        return None
+    return row.site.name if needs == "fisher" else source
+
+
 def _check_linear(
     site: Site, scheme: TensorScheme, consumer: str, schemes: Mapping[str, TensorScheme]
 ) -> None:
-    if consumer not in _LINEARS or scheme.granularity in (Granularity.PER_TENSOR, Granularity.PER_TOKEN):
+    if consumer not in _LINEARS:
         return
     prefix = site.name.rpartition(".")[0] + "." if site.name.startswith("layers.") else ""
-    if not schemes[f"{prefix}{consumer}.weight"].is_float:
+    weight = schemes[f"{prefix}{consumer}.weight"]
+    if reason := format_for(weight).refuses_codes:
+        raise RecipeError(f"{consumer}'s weight is {weight.short()}: {reason}")
+    if scheme.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) and not weight.is_float:
         raise RecipeError(
             f"{scheme.granularity} scales cannot leave the integer sum of {consumer}; use per-tensor or per-token"
         )

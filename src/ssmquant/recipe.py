@@ -13,15 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml.constructor import ConstructorError
 
 from ssmquant.errors import RecipeError, nearest
-from ssmquant.scheme import TensorScheme
+from ssmquant.scheme import MixedPrecision, TensorScheme
 
 __all__ = ["Option", "Recipe", "Rule", "TransformStep", "load_recipe", "shipped_recipes"]
+
+
+MixerKind = Literal["mamba1", "mamba2"]
 
 
 class _Strict(BaseModel):
@@ -52,7 +56,7 @@ class _Conditional(_Strict):
     """Something that applies only under some options, or to some mixers (``mamba1``, ``mamba2``)."""
 
     when: Mapping[str, str] = Field(default_factory=dict)
-    mixers: tuple[str, ...] = ("mamba1", "mamba2")
+    mixers: tuple[MixerKind, ...] = ("mamba1", "mamba2")
 
     def applies(self, options: Mapping[str, str], mixer: str) -> bool:
         """Return whether it applies under these options to this mixer."""
@@ -65,7 +69,7 @@ class Rule(_Conditional):
     Attributes:
         match: shell patterns over site names, ``layers.*.in_proj.weight``.
         scheme: name of a scheme of the recipe.
-        quantizer: how the codes of a weight are chosen, ``rtn`` or ``gptq``.
+        quantizer: how the codes of a weight are chosen: a name of `quantizers`, ``rtn`` or ``gptq`` say.
     """
 
     match: tuple[str, ...] = Field(min_length=1)
@@ -104,7 +108,7 @@ class Recipe(_Strict):
     name: str
     description: str
     source: str
-    refuses: Mapping[str, str] = Field(default_factory=dict)
+    refuses: Mapping[MixerKind, str] = Field(default_factory=dict)
     options: Mapping[str, Option] = Field(default_factory=dict)
     transforms: tuple[TransformStep, ...] = ()
     schemes: Mapping[str, TensorScheme] = Field(default_factory=dict)
@@ -119,10 +123,10 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"a rule names the scheme {rule.scheme!r}; {nearest(rule.scheme, self.schemes)}"
                 )
-        for step in (*self.rules, *self.transforms):
-            for name, value in step.when.items():
+        for settings in (self.chosen, *(step.when for step in (*self.rules, *self.transforms))):
+            for name, value in settings.items():
                 if name not in self.options or value not in self.options[name].choices:
-                    raise ValueError(f"a condition asks for {name}={value}, which is no option of the recipe")
+                    raise ValueError(f"it has {name}={value}, which is no option of the recipe")
         return self
 
     @property
@@ -179,13 +183,36 @@ def load_recipe(reference: str | Path | Recipe) -> Recipe:
     """
     if isinstance(reference, Recipe):
         return reference
-    name, *words = str(reference).split("+")
+    name, words = _taken_apart(str(reference))
     content = _read(name)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"recipe {name}: {_explain(error)}") from error
     return recipe.with_options(words)
+
+
+def _taken_apart(reference: str) -> tuple[str, list[str]]:
+    """Return name or file, and the words behind it; a file's path may have a plus in it."""
+    words = reference.split("+")
+    for count in range(len(words), 1, -1):
+        path = "+".join(words[:count])
+        if Path(path).is_file():
+            return path, words[count:]
+    return words[0], words[1:]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without code, in which a key that is given twice is an error: one of the two values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
+        return mapping
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -195,7 +222,9 @@ def _read(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"no recipe {name!r}, and no such file; {nearest(name, shipped)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}; check its permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: not a YAML text in UTF-8: {error}") from error
     if not isinstance(content, dict):
@@ -208,7 +237,7 @@ def _read(name: str) -> dict[str, Any]:
 def _shipped_base(path: Path, base: Any) -> dict[str, Any]:
     """Return the content of the recipe that another extends: a shipped one, so that none can go in circles."""
     shipped = shipped_recipes()
-    if base not in shipped or shipped[base] == path:
+    if not isinstance(base, str) or base not in shipped or shipped[base] == path:
         raise RecipeError(
             f"recipe {path}: extends {base!r}, which is no other shipped recipe; {nearest(str(base), shipped)}"
         )
@@ -231,7 +260,14 @@ def _extended(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError) -> str:
     """Return one line for each fault, with the nearest known name for an unknown key."""
-    fields = {*Recipe.model_fields, *Rule.model_fields, *Option.model_fields, *TensorScheme.model_fields}
+    fields = {
+        "extends",
+        *Recipe.model_fields,
+        *Rule.model_fields,
+        *Option.model_fields,
+        *TensorScheme.model_fields,
+        *MixedPrecision.model_fields,
+    }
     lines = []
     for fault in error.errors():
         place: Any = ".".join(str(part) for part in fault["loc"]) or "recipe"

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["FLOAT32", "Granularity", "RangeRule", "TensorScheme"]
+__all__ = ["FLOAT32", "Granularity", "MixedPrecision", "RangeRule", "TensorScheme"]
 
 
 class Granularity(StrEnum):
@@ -45,6 +45,27 @@ class RangeRule(StrEnum):
     MSE = "mse"
 
 
+class MixedPrecision(BaseModel):
+    """How int4 weights in groups go together with int8 outlier channels and run-time activation codes.
+
+    Atom, arXiv 2310.19102, section 4: input channels are ordered by their sum of squares, and the last ones, the
+    outliers, stay int8 for weights (a scale a row) and activations (a scale a token).
+
+    Attributes:
+        outliers: input channels that stay int8.
+        activation_bits: width of the activation's codes in the other channels, a scale a token and group.
+        weight_clip: share of an int4 group's largest weight that its codes span.
+        activation_clip: share of a group's largest activation that its codes span.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outliers: int = Field(default=128, ge=1)
+    activation_bits: int = Field(ge=2, le=8)
+    weight_clip: float = Field(default=1.0, ge=0.5, le=1.0)
+    activation_clip: float = Field(default=1.0, ge=0.5, le=1.0)
+
+
 class TensorScheme(BaseModel):
     """How one tensor is represented at rest and in arithmetic.
 
@@ -59,6 +80,8 @@ class TensorScheme(BaseModel):
         dynamic: the scale is found at run time from the tensor itself.
         range: rule for a static range.
         percentile: percentage of magnitudes inside the range, for the percentile rule (99.999, say).
+        mixed: for a weight of which some input channels are int8 and whose layer quantises its own input.
+        sparse: for a table of values: percentage of the weights that are stored exactly, in float16, beside the codes.
         interval: for a recurrent state that is not float32: the tokens between two roundings of the state.
         scale_dtype: type of the stored scales.
     """
@@ -75,6 +98,8 @@ class TensorScheme(BaseModel):
     dynamic: bool = False
     range: RangeRule = RangeRule.ABSMAX
     percentile: float | None = Field(default=None, gt=50.0, le=100.0)
+    mixed: MixedPrecision | None = None
+    sparse: float | None = Field(default=None, gt=0.0, le=10.0)
     interval: int | None = Field(default=None, ge=1)
     scale_dtype: Literal["float32"] = "float32"
 
@@ -95,6 +120,15 @@ class TensorScheme(BaseModel):
         needs(self.head_groups is not None, piecewise, "head_groups")
         needs(self.channel_groups is not None, piecewise, "channel_groups")
         needs(self.percentile is not None, self.range is RangeRule.PERCENTILE, "percentile")
+        if self.mixed and not (self.kind == "int" and self.bits == 4 and self.group_size and self.symmetric):
+            raise ValueError(f"mixed goes with symmetric int4 codes per-group, not with {self.short()!r}")
+        if self.sparse is not None and self.kind != "lut":
+            raise ValueError(f"sparse goes with a table of values (lut), not with {self.short()!r}")
+        plain = self.range is RangeRule.ABSMAX and self.symmetric
+        if self.kind == "lut" and not (self.granularity is Granularity.PER_CHANNEL and plain):
+            raise ValueError(
+                f"a table (lut) is per-channel, with no range rule or zero point, not {self.short()!r}"
+            )
         if self.dynamic and self.granularity is not Granularity.PER_TOKEN:
             raise ValueError(f"a dynamic scale is per-token, not {self.granularity}")
         return self
@@ -118,6 +152,12 @@ class TensorScheme(BaseModel):
             words.append(f"{self.head_groups}x{self.channel_groups}")
         if self.group_size:
             words.append(str(self.group_size))
+        if self.mixed:
+            words.append(f"+ {self.mixed.outliers} int8, activations int{self.mixed.activation_bits}")
+        if not self.symmetric:
+            words.append("asymmetric")
+        if self.sparse:
+            words.append(f"+ {self.sparse:g}% float16")
         if self.dynamic:
             words.append("dynamic")
         if self.range is RangeRule.PERCENTILE:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ssmquant.errors import SsmquantError
-from ssmquant.observers import OBSERVERS, AbsMax, Hessian, Histogram, Observer
+from ssmquant.observers import OBSERVERS, AbsMax, Fisher, Hessian, Histogram, MeanAbs, Observer
 
 __all__ = ["Needs", "Statistics"]
 
@@ -79,6 +80,10 @@ class Statistics:
         assert isinstance(observer, AbsMax)
         if observer.value is None:
             raise SsmquantError(f"site {site} was never observed; calibrate with at least one sequence")
+        if not torch.isfinite(observer.value).all():
+            raise SsmquantError(
+                f"site {site}: the calibration text drives the float model to NaN or infinity; use other text"
+            )
         return observer.value
 
     def histogram(self, site: str) -> Histogram:
@@ -91,6 +96,18 @@ class Statistics:
         """Return the second moment of a site, float64 ``[C, C]``."""
         observer = self.sites[site][Hessian.name]
         assert isinstance(observer, Hessian)
+        return observer.value
+
+    def mean_abs(self, site: str) -> Tensor:
+        """Return the mean magnitude a channel of a site, float64."""
+        observer = self.sites[site][MeanAbs.name]
+        assert isinstance(observer, MeanAbs)
+        return observer.value
+
+    def fisher(self, site: str) -> Tensor:
+        """Return the sum of squared gradients of a weight site, float64 ``[N, K]``."""
+        observer = self.sites[site][Fisher.name]
+        assert isinstance(observer, Fisher)
         return observer.value
 
     def to_tensors(self) -> dict[str, Tensor]:

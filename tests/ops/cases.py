@@ -26,6 +26,7 @@ from ssmquant.ops.hadamard import hadamard
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.int8_linear import int8_linear
+from ssmquant.ops.mixed_linear import mixed_linear
 from ssmquant.ops.quantize import quantize_per_token, quantize_static
 from ssmquant.ops.registry import Op
 from ssmquant.ops.rms_norm import rms_norm
@@ -129,7 +130,8 @@ def _linear_cases() -> Iterator[Case]:
     def extreme(draw: Draw) -> Args:
         """Every product at the limit, so that sums reach ±127 * 127 * K."""
         x, w = torch.full((3, 1041), 127, dtype=torch.int8), torch.full((4, 1041), 127, dtype=torch.int8)
-        return x, draw.scale(1), w * torch.tensor([[1], [-1], [1], [-1]], dtype=torch.int8), draw.scale(4), None, None  # fmt: skip
+        w[::2] = -127
+        return x, draw.scale(1), w, draw.scale(4), None, None
 
     yield Case("one token, one output", make(1, k=1, n=1))
     yield Case("a vector", make(k=19, n=6))
@@ -181,6 +183,54 @@ def _int4_cases() -> Iterator[Case]:
 def _compare_int4(args: Args, got: Tensor) -> None:
     # The sums of a group are exact: what is left is the sum over groups.
     _outputs(got, naive.int4_linear(*args), args[-1], args[3].shape[1])
+
+
+# mixed_linear
+
+
+def _mixed_cases() -> Iterator[Case]:
+    def make(
+        *tokens: int, groups: int, size: int, outliers: int, n: int, bits: int = 4, clip: float = 0.9,
+        bias: bool = False, out: int = 0, dtype: torch.dtype = torch.float32,
+    ) -> Callable[[Draw], Args]:  # fmt: skip
+        """Floats ``[*tokens, groups * size + outliers]``, the outliers ten times the rest; out: number of scales."""
+
+        def args(draw: Draw) -> Args:
+            ordinary = groups * size
+            order = draw.normal(ordinary + outliers).argsort()
+            x = draw.normal(*tokens, ordinary + outliers) * (1.0 + 9.0 * (order.argsort() >= ordinary))
+            return (
+                x.to(dtype), order.int(), draw.ids(n, ordinary // 2, below=256).to(torch.uint8),
+                draw.scale(n, groups, absmax=1.0), draw.codes(n, outliers), draw.scale(n, absmax=1.0), bits, clip,
+                draw.normal(n) if bias else None, draw.scale(out, absmax=0.5) if out else None,
+            )  # fmt: skip
+
+        return args
+
+    def extremes(draw: Draw) -> Args:
+        """Tokens whose groups are zero, tiny or huge, and one with exact middles between two codes."""
+        x, *rest = make(4, groups=2, size=8, outliers=3, n=5, clip=1.0)(draw)
+        middles = torch.cat([torch.tensor([7.0, 7.0, -7.0]), torch.arange(16) - 7.5])[rest[0].argsort()]
+        return torch.stack([x[0] * 0.0, x[1] * 1e-30, x[2] * 1e30, middles]), *rest
+
+    yield Case("one of each", make(1, groups=1, size=2, outliers=1, n=1))
+    yield Case("a vector", make(groups=3, size=4, outliers=5, n=7))
+    yield Case("2x3 tokens", make(2, 3, groups=3, size=4, outliers=5, n=7))
+    yield Case("int8 activations", make(2, 3, groups=3, size=4, outliers=5, n=7, bits=8, clip=1.0))
+    yield Case("groups of odd size, bias", make(5, groups=6, size=7, outliers=3, n=5, bias=True))
+    yield Case("half precision", make(5, groups=2, size=8, outliers=3, n=5, dtype=torch.float16))
+    yield Case("zeros, tiny and large ones, middles", extremes)
+    yield Case("codes out", make(9, groups=4, size=16, outliers=8, n=31, out=1))
+    yield Case(
+        "codes out, a scale a channel, bias", make(9, groups=4, size=16, outliers=8, n=31, bias=True, out=31)
+    )
+    yield Case("groups of 128", make(3, groups=10, size=128, outliers=128, n=9, bias=True))
+    yield Case("no tokens", make(0, groups=2, size=4, outliers=2, n=3))
+
+
+def _compare_mixed(args: Args, got: Tensor) -> None:
+    # Codes are exact, and so are the sums of a group: what is left is the sum over groups and outliers.
+    _outputs(got, naive.mixed_linear(*args), args[-1], args[3].shape[1] + 1)
 
 
 # causal_conv1d
@@ -479,6 +529,7 @@ def _compare_embedding(args: Args, got: Tensor) -> None:
 _ALL = (
     Suite(int8_linear, tuple(_linear_cases()), _compare_linear, scale_out=True),
     Suite(int4_linear, tuple(_int4_cases()), _compare_int4, scale_out=True),
+    Suite(mixed_linear, tuple(_mixed_cases()), _compare_mixed, scale_out=True),
     Suite(causal_conv1d, tuple(_conv_cases()), _compare_conv, scale_out=True),
     Suite(ssd, tuple(_ssd_cases()), _compare_scan(naive.ssd)),
     Suite(selective_scan, tuple(_selective_scan_cases()), _compare_scan(naive.selective_scan)),

@@ -1,8 +1,8 @@
 """Independent implementations of the ops, written from their definitions: loops over tokens and taps, numpy float64.
 
-They share no code with the package. Codes are rounded by the numerics contract as it is written down: a product by the
-float32 reciprocal, half to even, clamped to ±limit. Arguments are those of the ops (tensors); results are tensors, float
-ones in float64 where a tolerance class decides and float32 where the contract fixes every rounding.
+They share no code with the package. Codes are rounded as the numerics contract has it written down: a product by the
+float32 reciprocal, half to even, clamped to ±limit. Arguments are those of the ops (tensors); results are tensors, in
+float64 where a tolerance class decides and in float32 where the contract fixes every rounding.
 """
 
 from __future__ import annotations
@@ -110,6 +110,42 @@ def int4_linear(
         products = array(x)[..., columns].astype(np.int64) @ weight[:, columns].T
         total = total + products.astype(np.float32) * scales[:, group]
     y = total * array(x_scale)
+    if bias is not None:
+        y = y + array(bias)
+    return emitted(y, scale_out)
+
+
+def mixed_linear(
+    x: Tensor,
+    order: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    outliers: Tensor,
+    outlier_scale: Tensor,
+    bits: int,
+    clip: float,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    values = array(x).astype(np.float32)[..., array(order)]
+    nibbles = np.empty((packed.shape[0], 2 * packed.shape[1]), dtype=np.int64)
+    nibbles[:, 0::2], nibbles[:, 1::2] = array(packed) % 16, array(packed) // 16
+    ordinary = np.where(nibbles < 8, nibbles, nibbles - 16)
+    scales, groups = array(weight_scale), weight_scale.shape[1]
+    size = ordinary.shape[1] // groups
+
+    def term(part: Array, width: int, share: float, weight: Array, scale: Array) -> Array:
+        absmax = np.abs(part).max(axis=-1, keepdims=True).astype(np.float64) * share
+        steps = np.where(absmax > 0, absmax, 1.0) / (2 ** (width - 1) - 1)
+        steps = np.maximum(steps, np.finfo(np.float32).tiny).astype(np.float32)
+        products = codes(part, steps, width).astype(np.int64) @ weight.astype(np.int64).T
+        return products.astype(np.float32) * (steps * scale)
+
+    total = np.zeros((*x.shape[:-1], packed.shape[0]), dtype=np.float32)
+    for group in range(groups):
+        columns = slice(group * size, (group + 1) * size)
+        total = total + term(values[..., columns], bits, clip, ordinary[:, columns], scales[:, group])
+    y = total + term(values[..., groups * size :], 8, 1.0, array(outliers), array(outlier_scale))
     if bias is not None:
         y = y + array(bias)
     return emitted(y, scale_out)

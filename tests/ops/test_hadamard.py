@@ -67,10 +67,13 @@ def test_base_orders_are_the_smallest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "below", "above"), [(3, 2, 4), (10, 8, 12), (18, 16, 20), (52, 48, 56), (92, 88, 96), (130, 128, 136)]
+    ("n", "below", "above"),
+    [(3, 2, 4), (10, 8, 12), (18, 16, 20), (52, 48, 56), (92, 88, 96), (130, 128, 132)],
 )
 def test_unsupported_sizes_are_refused_with_the_nearest(n: int, below: int, above: int) -> None:
-    with pytest.raises(InputError, match=rf"hadamard: no transform of size {n} .*nearest sizes {below} and {above};"):
+    with pytest.raises(
+        InputError, match=rf"hadamard: no transform of size {n} .*nearest sizes {below} and {above};"
+    ):
         hadamard(torch.zeros(2, n))
     for near in range(below, above + 1):
         if near in (below, above):

@@ -27,7 +27,9 @@ def test_segments(length: int, interval: int, chunk: int) -> None:
 def test_replayed_tokens_are_cut_as_in_one_go(interval: int, whole: int, tail: int) -> None:
     """Cuts count from a rounding (up to the chunk's length), so the tokens after one may be replayed alone."""
     start = interval * whole
-    in_one_go = [(p.start - start, p.stop - start) for p, _ in segments(start + tail, interval, 64) if p.start >= start]
+    in_one_go = [
+        (p.start - start, p.stop - start) for p, _ in segments(start + tail, interval, 64) if p.start >= start
+    ]
     alone = [(p.start, p.stop) for p, _ in segments(tail, interval, 64)]
     assert in_one_go == alone
     assert all(a[1] == b[0] for a, b in pairwise(alone))

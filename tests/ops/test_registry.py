@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,22 +113,29 @@ def test_supports_sees_the_arguments() -> None:
     assert quantize_static.chosen(X.repeat(2, 1), SCALE) == ("reference", ["cpu: one token only"])
 
 
-def test_an_unknown_backend_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("tritn", "backend 'tritn' is not registered; did you mean 'triton'"),
+        ("xyz", "backend 'xyz' is not registered; known: reference, triton"),
+    ],
+)
+def test_an_unknown_backend_is_an_error(asked: str, message: str) -> None:
     quantize_static.register(Fake("triton").kernel)
-    with pytest.raises(InputError, match="backend 'tritn' is not registered; did you mean 'triton'"):
-        with use_backend("tritn"):
-            pass
-    with pytest.raises(InputError, match="backend 'xyz' is not registered; known: reference, triton"):
-        with use_backend("xyz"):
-            pass
+    with pytest.raises(InputError, match=re.escape(message)), use_backend(asked):
+        pass
 
 
 def test_a_wanted_backend_never_falls_back() -> None:
     quantize_static.register(Fake("cpu", refuses="no codes of 3 channels").kernel)
     with use_backend("cpu"):
-        with pytest.raises(InputError, match=r"quantize_static: backend 'cpu' .* on 'cpu': cpu: no codes of 3 channels;"):
+        with pytest.raises(
+            InputError, match=r"quantize_static: backend 'cpu' .* on 'cpu': cpu: no codes of 3"
+        ):
             quantize_static(X, SCALE)
-        with pytest.raises(InputError, match="rms_norm: backend 'cpu' .*it has no kernel for this op; leave use_backend"):
+        with pytest.raises(
+            InputError, match=r"rms_norm: backend 'cpu' .*it has no kernel for this op; leave"
+        ):
             rms_norm(X, torch.ones(3), 1e-5, None)
 
 

@@ -62,7 +62,9 @@ def test_rows_of_a_batch_are_independent(name: str, case: Case) -> None:
     run, length, d_state = SUITES[name].op, args[0].shape[1], args[5].shape[-1]
     y, state = run(*args)
     for row in range(args[0].shape[0]):
-        alone = [a[row : row + 1] if place in (*PER_TOKEN, len(args) - 3) else a for place, a in enumerate(args)]
+        alone = [
+            a[row : row + 1] if place in (*PER_TOKEN, len(args) - 3) else a for place, a in enumerate(args)
+        ]
         y_alone, state_alone = run(*alone)
         assert_float32(y_alone, y[row : row + 1], length * d_state)
         assert_float32(read(state_alone), read(state[row : row + 1]), length)
@@ -84,7 +86,9 @@ def test_an_interval_beyond_the_sequence_leaves_the_state() -> None:
 
 
 @pytest.mark.parametrize("run", [ssd, selective_scan], ids=["ssd", "selective_scan"])
-def test_a_returned_state_keeps_no_more_memory_than_its_own(run: Callable[..., tuple[Tensor, Tensor]]) -> None:
+def test_a_returned_state_keeps_no_more_memory_than_its_own(
+    run: Callable[..., tuple[Tensor, Tensor]],
+) -> None:
     """Not a view into the states of a whole chunk, which would stay in memory as long as the sequence does."""
     for batch in (1, 2):
         args = list(SUITES[run.name].cases[0].args())
@@ -107,7 +111,7 @@ def ssd_args(steps: Tensor, *, headdim: int = 2, d_state: int = 4) -> Args:
 
 
 def test_strong_decay_does_not_blur_weak_decay_after_it() -> None:
-    """A token that forgets nearly all is followed by tokens that remember: sums of exponents lose what they differ in."""
+    """A token that forgets nearly all, then tokens that remember: large sums of exponents hide small differences."""
     steps = torch.full((64, 3), 0.01)
     steps[::8] = torch.tensor([5.0, 40.0, 200.0])
     args = ssd_args(steps)

@@ -17,7 +17,9 @@ from ssmquant.ops import all_ops
 from .cases import SUITES, Args, Case, Suite
 
 EVERY = [
-    pytest.param(suite, case, id=f"{name}: {case.name}") for name, suite in SUITES.items() for case in suite.cases
+    pytest.param(suite, case, id=f"{name}: {case.name}")
+    for name, suite in SUITES.items()
+    for case in suite.cases
 ]
 WITH_SCALE_OUT = [p for p in EVERY if p.values[0].scale_out]
 

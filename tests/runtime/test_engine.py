@@ -31,8 +31,8 @@ QUANTISED = [
     ("mamba2-wide", "quamba2-w4a16"),
     ("mamba2-wide", "quamba2-w4a8"),
 ]
-#: Distinct, on both sides of the state's rounding interval (16) and of the scans' chunks (32 and 64).
-LENGTHS = (1, 17, 70, 16, 33)
+#: Distinct; with twenty steps more, they pass the ends of the scans' chunks and of the state's intervals (64 at most).
+LENGTHS = (1, 17, 70, 50, 33)
 #: Share of positions at which a float sum may fall on the other side of a rounding, which changes a code.
 FLIPPED = 0.1
 
@@ -56,6 +56,11 @@ def test_float_steps_continue_a_prefill(name: str, read: int) -> None:
         assert error_ratio(found[:, position], expected[:, position]) <= PARITY
 
 
+def interval_of(model: ssmquant.Model) -> int:
+    """Return the tokens between two roundings of the state; 0 if it is float32."""
+    return model.shell.blocks[0].mixer.state.interval
+
+
 def positions_off(found: Tensor, expected: Tensor) -> Tensor:
     """Return the error ratio of each position ``[L]`` that is beyond float sums, zero where it is not."""
     ratios = (found - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
@@ -76,16 +81,17 @@ def test_quantised_steps_continue_a_prefill(name: str, recipe: str) -> None:
 @pytest.mark.parametrize("lost", ["conv", "ssm", "pending"])
 def test_a_part_of_the_state_that_is_lost_shows(lost: str) -> None:
     """The bounds of the test above are not met by a wrong state."""
-    model, ids = quantised("mamba2-two-groups", "quamba2-w8a8"), random_ids(2, 75)
-    engine = model.engine()
-    _, state = engine.prefill(ids[:, :40].tolist())
+    model = quantised("mamba2-two-groups", "quamba2-w8a8")
+    read = interval_of(model) + 20
+    ids, engine = random_ids(2, read + 20), model.engine()
+    _, state = engine.prefill(ids[:, :read].tolist())
     for layer in state.groups[0].layers:
         setattr(layer, lost, () if lost == "pending" else torch.zeros_like(getattr(layer, lost)))
     steps = []
-    for position in range(40, 60):
+    for position in range(read, read + 20):
         logits, state = engine.step(ids[:, position], state)
         steps.append(logits)
-    off = positions_off(torch.stack(steps, dim=1), model.logits(ids)[:, 40:60])
+    off = positions_off(torch.stack(steps, dim=1), model.logits(ids)[:, read:])
     assert (off > 0).double().mean() > 3 * FLIPPED
 
 
@@ -186,10 +192,11 @@ def test_rows_of_one_length_can_be_selected_in_any_order(model: ssmquant.Model) 
     assert torch.equal(engine.step(tokens, state.select(rows))[0], engine.step(tokens, reordered)[0])
 
 
-@pytest.mark.parametrize(("recipe", "element"), [("float32", 4), ("float16", 2), ("int8", 1)])
-def test_bytes_of_the_state_are_those_at_rest(recipe: str, element: int) -> None:
-    model = quantised("mamba2-two-groups", f"quamba2-w8a8+ssm_state={recipe}")
-    _, state = model.engine().prefill([[1] * 16, [2] * 32])  # whole intervals: nothing is pending
+@pytest.mark.parametrize(("state_type", "element"), [("float32", 4), ("float16", 2), ("int8", 1)])
+def test_bytes_of_the_state_are_those_at_rest(state_type: str, element: int) -> None:
+    model = quantised("mamba2-two-groups", f"quamba2-w8a8+ssm_state={state_type}")
+    interval = interval_of(model) or 16
+    _, state = model.engine().prefill([[1] * interval, [2] * (2 * interval)])  # nothing is pending
     layers, sequences = 3, 2
     conv = (96 + 2 * 2 * 16) * 4  # int8 codes of the inputs
     assert state.nbytes == sequences * layers * (conv + 12 * 8 * 16 * element)
@@ -197,13 +204,14 @@ def test_bytes_of_the_state_are_those_at_rest(recipe: str, element: int) -> None
 
 def test_tokens_of_an_unfinished_interval_are_kept_as_codes() -> None:
     model = quantised("mamba2-two-groups", "quamba2-w8a8")
-    engine = model.engine()
+    interval = interval_of(model)
+    assert interval > 1
     sizes = []
-    for length in (16, 17, 31, 32):
-        _, state = engine.prefill([[1] * length])
+    for length in (interval, interval + 1, 2 * interval - 1, 2 * interval):
+        _, state = model.engine().prefill([[1] * length])
         sizes.append(state.nbytes)
     a_token = 3 * (96 + 2 * 2 * 16 + 12)  # layers × (x, B and C, dt), int8
-    assert [size - sizes[0] for size in sizes] == [0, a_token, 15 * a_token, 0]
+    assert [size - sizes[0] for size in sizes] == [0, a_token, (interval - 1) * a_token, 0]
 
 
 def test_a_prompt_without_tokens_is_refused(model: ssmquant.Model) -> None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from ssmquant._version import __version__
 from ssmquant.cli.chat import chat
+from ssmquant.cli.compare import compare
 from ssmquant.cli.console import stderr, stdout
 from ssmquant.cli.demo import demo
 from ssmquant.cli.eval import evaluate
@@ -76,6 +77,7 @@ app.command("recipes")(recipes)
 app.command("plan")(plan)
 app.command("quantize")(quantize)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("inspect")(inspect)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ssmquant.errors import ModelError, nearest
 from ssmquant.modules.mamba1 import Mamba1Dims, mamba1_sites
@@ -32,7 +32,7 @@ class Family:
     """
 
     name: str
-    kind: str
+    kind: Literal["mamba1", "mamba2"]
     dims: Callable[[Any], Dims]
     sites: Callable[[Any], tuple[Site, ...]]
     backbone: str = "backbone"

@@ -14,7 +14,7 @@ from ssmquant import numerics
 from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Codes", "Format", "TensorSpec", "float_linear"]
+__all__ = ["Codes", "Format", "Sparse", "TensorSpec", "float_linear"]
 
 
 def float_linear(
@@ -41,22 +41,53 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
 
 
+class Sparse(NamedTuple):
+    """What is added to single weights, beside their codes.
+
+    Attributes:
+        values: float16 ``[nnz]``.
+        positions: int32 ``[nnz]``, ascending: ``row * in + column`` of each.
+    """
+
+    values: Tensor
+    positions: Tensor
+
+
 class Codes(NamedTuple):
     """The codes of a weight, as a quantizer chose them, before any packing.
 
     Attributes:
         codes: int8 ``[out, in]``.
-        scale: float32: ``[1]``, ``[out]`` or ``[out, groups]``.
+        scale: float32: ``[1]``, ``[out]`` or ``[out, groups]``; of a lut scheme, the table that codes are looked up in,
+            float16 ``[out, 2**bits]``.
+        order: int32 ``[in]``, where outlier channels are kept apart: the input channel of each column, theirs last.
+        outliers: int8 ``[out, outliers]`` with a scale a row; ``codes`` are then ``[out, in - outliers]``.
+        zero_point: int8, shaped like the scale; None for a symmetric scheme.
+        sparse: of a lut scheme with a sparse part.
     """
 
     codes: Tensor
     scale: Tensor
+    order: Tensor | None = None
+    outliers: Codes | None = None
+    zero_point: Tensor | None = None
+    sparse: Sparse | None = None
 
 
 class Format(ABC):
-    """One way to store and run a weight ``[out, in]``. Stateless; the layer holds the tensors."""
+    """One way to store and run a weight ``[out, in]``. Stateless; the layer holds the tensors.
+
+    Attributes:
+        name: of the format.
+        refuses_codes: why an activation with codes cannot meet it; None where one can.
+    """
 
     name: ClassVar[str]
+    refuses_codes: ClassVar[str | None] = None
+
+    def of(self, scheme: TensorScheme) -> Format:
+        """Return the format for a scheme that it supports, knowing what `linear` needs of it; most need nothing."""
+        return self
 
     @abstractmethod
     def supports(self, scheme: TensorScheme) -> bool:

@@ -25,7 +25,7 @@ class Int4(Format):
     def supports(self, scheme: TensorScheme) -> bool:
         """Return whether the scheme is a symmetric int4 one with a scale a group."""
         grouped = scheme.granularity is Granularity.PER_GROUP
-        return scheme.kind == "int" and scheme.bits == 4 and scheme.symmetric and grouped
+        return scheme.kind == "int" and scheme.bits == 4 and scheme.symmetric and grouped and not scheme.mixed
 
     def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
         """Return packed codes and scales.
@@ -35,7 +35,9 @@ class Int4(Format):
         """
         rows, columns = shape
         size = scheme.group_size
-        if size is None or columns % size or columns % 2:
+        if columns % 2:
+            raise RecipeError(f"rows of {columns} codes do not fill bytes of two; use int8")
+        if size is None or columns % size:
             raise RecipeError(
                 f"groups of {size} codes do not divide rows of {columns}; use a group_size that does"
             )

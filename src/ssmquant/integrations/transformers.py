@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -15,6 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ssmquant.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from transformers import PreTrainedModel
 
@@ -57,22 +60,21 @@ class SsmquantHfQuantizer(HfQuantizer):
 
         return torch.float32
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
         from ssmquant.checkpoint import check_version
         from ssmquant.families.shell import adopt
         from ssmquant.planning import Plan
 
-        entries = self.quantization_config.entries
-        check_version(entries, model.config.name_or_path or "config.json")
+        entries, folder = self.quantization_config.entries, model.config.name_or_path or "config.json"
+        check_version(entries, folder)
         plan = Plan.from_json(entries.get("plan") or {}, model.config)
         adopt(model, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+        if checkpoint_files is not None:
+            _check_complete(model, checkpoint_files, folder)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-        if left:
-            raise CheckpointError(
-                f"{len(left)} tensors were not in the folder: {', '.join(left[:8])}; quantise it again"
-            )
         model.eval()
         return model
 
@@ -84,3 +86,17 @@ class SsmquantHfQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Codes have no gradient."""
         return False
+
+
+def _check_complete(model: PreTrainedModel, files: Sequence[str], folder: str) -> None:
+    """Raise unless the files hold every tensor: transformers would fill one that is missing with what memory holds."""
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            found.update(opened.keys())
+    expected = model.state_dict().keys()
+    if missing := sorted(expected - found):
+        raise CheckpointError(
+            f"{folder}: {len(expected)} tensors asked, {len(missing)} of them not in the folder: "
+            f"{', '.join(missing[:8])}; take config.json and the tensors from the same save, or quantise again"
+        )

@@ -18,7 +18,7 @@ from ssmquant.errors import RecipeError
 from ssmquant.ops.quantize import quantize_per_token, quantize_static
 from ssmquant.scheme import Granularity, TensorScheme
 
-__all__ = ["Activation", "QTensor", "concatenate", "emit", "scale_shape"]
+__all__ = ["Activation", "QTensor", "check_scheme", "concatenate", "emit", "scale_shape"]
 
 
 class QTensor(NamedTuple):
@@ -46,6 +46,33 @@ class QTensor(NamedTuple):
         return QTensor(
             self.data[:, start:stop], scale if scale is None or scale.dim() == 1 else scale[:, start:stop]
         )
+
+    def alone(self) -> QTensor:
+        """Return the same in memory of its own: a part of a long sequence would keep all of it in memory."""
+        scale = self.scale
+        return QTensor(_alone(self.data), scale if scale is None or scale.dim() == 1 else _alone(scale))
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+
+
+def check_scheme(dims: Mapping[str, int], scheme: TensorScheme) -> None:
+    """Raise unless an activation site of these dimensions can have the scheme.
+
+    Raises:
+        RecipeError: it is none of float32, static int8 and dynamic codes, or its scales have no meaning here.
+    """
+    static = scheme.is_static_int and scheme.bits == 8
+    dynamic = scheme.kind == "int" and scheme.dynamic
+    known = scheme.bits == 32 if scheme.is_float else scheme.symmetric and (static or dynamic)
+    if not known or scheme.interval:
+        raise RecipeError(
+            f"{scheme.short()!r} has no meaning for an activation{'' if scheme.symmetric else ' with a zero point'}; "
+            "have float32, static int8 and dynamic per-token codes, all symmetric"
+        )
+    if static:
+        scale_shape(dims, scheme)
 
 
 def scale_shape(dims: Mapping[str, int], scheme: TensorScheme) -> tuple[int, ...]:
@@ -88,6 +115,7 @@ class Activation(nn.Module):
         self.dims = dict(dims)
         self.scheme = scheme
         self.channels = prod(dims.values())
+        check_scheme(dims, scheme)
         if scheme.is_static_int:
             self.register_buffer("scale", torch.empty(scale_shape(dims, scheme), dtype=torch.float32))
             if scheme.granularity in (Granularity.PER_HEAD_GROUP, Granularity.PER_STATE_GROUP):

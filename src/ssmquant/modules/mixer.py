@@ -76,7 +76,7 @@ class StateSite(nn.Module):
         """
         *rows, d_state = dims.values()
         count = torch.Size(rows).numel()
-        if scheme.kind == "int" and scheme.bits == 8 and not scheme.dynamic:
+        if scheme.kind == "int" and scheme.bits == 8 and scheme.symmetric and not scheme.dynamic:
             match scheme.granularity:
                 case Granularity.PER_TENSOR:
                     return (1, 1)
@@ -194,7 +194,7 @@ class Mixer(nn.Module, ABC):
             return self._observed_scan(scan, tokens, state)
         y, state.ssm = scan(tokens, state.ssm, scale, interval)
         kept = length - length % interval if interval else length
-        state.pending = tuple(t.tokens(kept) for t in tokens) if kept < length else ()
+        state.pending = tuple(t.tokens(kept).alone() for t in tokens) if kept < length else ()
         return y[:, length - new :]
 
     def _observed_scan(

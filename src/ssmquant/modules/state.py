@@ -48,10 +48,9 @@ class MixerState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors at rest."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.conv, self.ssm, *(p.data for p in self.pending))
-        )
+        """Bytes of the tensors at rest: those above, and the scales of pending tokens that have their own."""
+        scales = (p.scale for p in self.pending if p.scale is not None and p.scale.dim() > 1)
+        return sum(t.nbytes for t in (self.conv, self.ssm, *(p.data for p in self.pending), *scales))
 
 
 def join_tokens(before: Sequence[QTensor], now: Sequence[QTensor]) -> tuple[QTensor, ...]:

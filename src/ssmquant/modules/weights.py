@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from ssmquant.errors import RecipeError
 from ssmquant.formats import format_for
 from ssmquant.modules.activation import QTensor
 from ssmquant.ops.causal_conv1d import causal_conv1d
@@ -21,8 +24,12 @@ class Weight(nn.Module):
     Args:
         shape: ``(out, in)``.
         scheme: how the weight is stored.
+
+    Raises:
+        RecipeError: no format stores the scheme, or the stage cannot run the one that does.
     """
 
+    formats: ClassVar[tuple[str, ...]] = ()  # names of those that the stage can run; none named: any
     weight: Tensor  # where the scheme is a float one
 
     def __init__(self, shape: tuple[int, int], scheme: TensorScheme) -> None:
@@ -30,6 +37,11 @@ class Weight(nn.Module):
         self.shape = shape
         self.scheme = scheme
         self.format = format_for(scheme)
+        if self.formats and self.format.name not in self.formats:
+            raise RecipeError(
+                f"{type(self).__name__} cannot run weights of scheme {scheme.short()!r} (format {self.format.name}); "
+                f"its formats are {', '.join(self.formats)}"
+            )
         self.stored_names = tuple(self.format.tensors(shape, scheme))
         for name, spec in self.format.tensors(shape, scheme).items():
             empty = torch.empty(self._at_rest(spec.shape), dtype=spec.dtype)
@@ -79,6 +91,8 @@ class Linear(Weight):
 class Embedding(Weight):
     """Table of token vectors ``[vocab, d_model]``; an int8 table has a scale a token."""
 
+    formats = ("dense", "int8")
+
     def forward(self, ids: Tensor) -> Tensor:
         """Return the float rows of ``ids`` (int64 ``[...]``): ``[..., d_model]``."""
         rows: Tensor
@@ -98,6 +112,8 @@ class CausalConv1d(Weight):
         bias: whether there is a float bias.
         scheme: how the weight is stored.
     """
+
+    formats = ("dense", "int8")
 
     def __init__(self, channels: int, taps: int, *, bias: bool, scheme: TensorScheme) -> None:
         super().__init__((channels, taps), scheme)

@@ -30,8 +30,16 @@ def check_state(
         raise InputError(
             f"{op}: an int8 state has a scale and no other has; got {state.dtype} and {state_scale is not None}"
         )
+    if state_scale is not None:
+        expect_dtype(op, "state_scale", state_scale, torch.float32)
+        shape = state.shape[1:]
+        sizes = zip(reversed(state_scale.shape), reversed(shape), strict=False)
+        if state_scale.dim() > len(shape) or any(size not in (1, whole) for size, whole in sizes):
+            raise InputError(
+                f"{op}: state_scale must be broadcastable to {list(shape)}, got {list(state_scale.shape)}"
+            )
     reduced = state.dtype in (torch.float16, torch.int8)
-    if reduced != (interval > 0):
+    if interval < 0 or reduced != (interval > 0):
         raise InputError(
             f"{op}: interval is positive for a reduced state and 0 else; got {interval} for {state.dtype}"
         )

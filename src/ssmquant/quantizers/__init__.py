@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 from ssmquant.quantizers.base import Quantizer
+from ssmquant.quantizers.clip import clip
 from ssmquant.quantizers.gptq import gptq
+from ssmquant.quantizers.kmeans import kmeans
+from ssmquant.quantizers.mixed import mixed_gptq, mixed_rtn
 from ssmquant.quantizers.round_to_nearest import round_to_nearest
+from ssmquant.scheme import Granularity, TensorScheme
 
-__all__ = ["QUANTIZERS", "Quantizer", "gptq", "round_to_nearest"]
+__all__ = ["QUANTIZERS", "Quantizer", "clip", "gptq", "kmeans", "mixed_gptq", "mixed_rtn", "round_to_nearest"]
+
+
+def _refused_by_gptq(scheme: TensorScheme) -> str | None:
+    return (
+        None
+        if scheme.symmetric
+        else "gptq chooses codes without zero points; use clip or rtn, or symmetric codes"
+    )
+
+
+def _refused_by_clip(scheme: TensorScheme) -> str | None:
+    whole = scheme.granularity is Granularity.PER_TENSOR
+    return "clip chooses a range for each row; use rtn, or per-channel or per-group scales" if whole else None
+
 
 QUANTIZERS = {
     quantizer.name: quantizer
     for quantizer in (
         Quantizer("rtn", lambda weight, scheme, hessian: round_to_nearest(weight, scheme)),
-        Quantizer("gptq", lambda weight, scheme, hessian: gptq(weight, hessian, scheme), needs_hessian=True),
+        Quantizer(
+            "gptq",
+            lambda weight, scheme, hessian: gptq(weight, hessian, scheme),
+            needs="hessian",
+            refuses=_refused_by_gptq,
+        ),
+        Quantizer(
+            "clip",
+            lambda weight, scheme, hessian: clip(weight, hessian, scheme),
+            needs="hessian",
+            refuses=_refused_by_clip,
+        ),
+        Quantizer(
+            "mixed-rtn",
+            lambda weight, scheme, hessian: mixed_rtn(weight, hessian, scheme),
+            needs="hessian",
+            mixed=True,
+        ),
+        Quantizer(
+            "mixed-gptq",
+            lambda weight, scheme, hessian: mixed_gptq(weight, hessian, scheme),
+            needs="hessian",
+            mixed=True,
+        ),
+        Quantizer(
+            "kmeans",
+            lambda weight, scheme, fisher: kmeans(weight, fisher, scheme),
+            needs="fisher",
+            kind="lut",
+        ),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,10 +20,17 @@ class Quantizer:
 
     Attributes:
         name: as recipes call it.
-        choose: from weight ``[N, K]``, scheme and the input's second moment ``[K, K]`` (empty if not needed) to codes.
-        needs_hessian: whether it needs that second moment.
+        choose: from weight ``[N, K]``, scheme and the statistic (empty if none is needed) to codes.
+        needs: name of the statistic that it needs: ``hessian``, the second moment ``[K, K]`` of the layer's input, or
+            ``fisher``, the weight's own sum of squared gradients ``[N, K]``.
+        kind: of the schemes that it has codes for.
+        refuses: why it has no codes for a scheme, or None.
+        mixed: whether it keeps outlier channels apart, as mixed schemes need and no others.
     """
 
     name: str
     choose: Callable[[Tensor, TensorScheme, Tensor], Codes]
-    needs_hessian: bool = False
+    needs: Literal["hessian", "fisher"] | None = None
+    kind: Literal["int", "lut"] = "int"
+    refuses: Callable[[TensorScheme], str | None] = lambda scheme: None
+    mixed: bool = False

@@ -7,20 +7,22 @@ input: it needs no model, and Hessians add up over shards of the calibration tex
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ssmquant import numerics
-from ssmquant.errors import SsmquantError
+from ssmquant.errors import InputError, SsmquantError
 from ssmquant.formats import Codes
 from ssmquant.quantizers.round_to_nearest import weight_scale
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["gptq"]
+__all__ = ["column_steps", "gptq", "spread_errors"]
 
 _LOG = logging.getLogger(__name__)
-_MOST_DAMPING = 1.0
+_DAMPING = 0.01  # section 3.3 of the paper
+_MOST_DAMPING = 1.0  # beyond, little but the diagonal is left of the Hessian
 
 
 def gptq(
@@ -29,78 +31,137 @@ def gptq(
     scheme: TensorScheme,
     *,
     block: int = 128,
-    damping: float = 0.01,
+    damping: float = _DAMPING,
     act_order: bool = True,
 ) -> Codes:
     """Return codes that keep ``W x`` for the inputs that the Hessian has seen.
 
-    The scales are those of the float weight (static groups), so columns may be taken in any order.
+    The scales are those of the float weight, known before the first column (static groups), so columns may be taken in
+    any order while groups stay neighbours in memory.
 
     Args:
         weight: float ``[N, K]``.
         hessian: ``sum x x^T`` over the inputs, ``[K, K]``; any positive factor of it gives the same codes.
         scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
-        block: columns whose errors are spread at once.
-        damping: share of the Hessian's mean diagonal that is added to the diagonal (percdamp); raised tenfold, with a
-            warning in the log, while the Cholesky factorisation fails.
-        act_order: take columns of large diagonal first.
+        block: see `spread_errors`.
+        damping: see `spread_errors`.
+        act_order: see `spread_errors`.
 
     Raises:
-        SsmquantError: the Hessian is not finite, or cannot be factorised with any damping.
+        InputError: the Hessian is not ``[K, K]``.
+        SsmquantError: weight or Hessian is not finite, or the Hessian cannot be factorised with any damping.
     """
     scale = weight_scale(weight, scheme)
     columns = weight.shape[1]
-    w, h = weight.double().clone(), hessian.double().clone()
-    if not torch.isfinite(h).all():
-        raise SsmquantError(
-            "gptq: the Hessian has NaN or infinity; the calibration text drives the float model out of range"
-        )
-    unseen = (
-        h.diagonal() == 0
-    )  # an input that was always zero: its column does not matter, and must not be singular
-    h.diagonal()[unseen] = 1.0
-    order = torch.argsort(h.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
-    w, h = w[:, order], h[order][:, order]
-    per_column = _per_column(scale, columns)[:, order]
-    upper = _inverse_factor(h, damping)
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        errors = torch.empty(w.shape[0], stop - start, dtype=w.dtype)
-        for j in range(start, stop):
-            step = per_column[:, j]
-            codes[:, j] = numerics.quantize(w[:, j], step, scheme.bits)
-            error = (w[:, j] - codes[:, j].double() * step.double()) / upper[j, j]
-            w[:, j:stop] -= error[:, None] * upper[j, j:stop]
-            errors[:, j - start] = error
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
-    return Codes(restored, scale)
+    codes = spread_errors(
+        weight,
+        hessian,
+        column_steps(scale, columns),
+        [scheme.bits] * columns,
+        block=block,
+        damping=damping,
+        act_order=act_order,
+    )
+    return Codes(codes, scale)
 
 
-def _per_column(scale: Tensor, columns: int) -> Tensor:
-    """Return the scale of every weight's column, ``[1 or N, K]``."""
+def column_steps(scale: Tensor, columns: int) -> Tensor:
+    """Return the scale of every weight, ``[1 or N, columns]``, from one a tensor, a row, or a group of columns."""
     if scale.dim() == 2:
         return scale.repeat_interleave(columns // scale.shape[1], dim=1)
     return scale[:, None].expand(-1, columns)
 
 
-def _inverse_factor(h: Tensor, damping: float) -> Tensor:
-    """Return the upper Cholesky factor of ``(h + damping * mean(diag) * I)^-1``."""
-    mean = h.diagonal().mean()
+def spread_errors(
+    weight: Tensor,
+    hessian: Tensor,
+    steps: Tensor,
+    bits: Sequence[int],
+    *,
+    block: int = 128,
+    damping: float = _DAMPING,
+    act_order: bool = True,
+) -> Tensor:
+    """Return the int8 codes ``[N, K]`` of algorithm 1, for scales that are given. Arithmetic is float64.
+
+    Args:
+        weight: float ``[N, K]``.
+        hessian: ``sum x x^T`` over the inputs, ``[K, K]``.
+        steps: scale of every weight, float32 ``[1 or N, K]``.
+        bits: width of the codes of each column.
+        block: columns whose errors are spread at once; of no influence on the codes, up to ties.
+        damping: share of the Hessian's mean diagonal (over inputs that were ever other than zero) that is added to the
+            diagonal (percdamp); raised tenfold, with a warning in the log, while the Cholesky factorisation fails.
+        act_order: take columns of large diagonal first.
+
+    Raises:
+        InputError: the Hessian is not ``[K, K]``.
+        SsmquantError: the Hessian is not finite, or cannot be factorised with any damping.
+    """
+    columns = weight.shape[1]
+    _check(hessian, columns)
+    h, mean = _with_unseen(hessian.double())
+    order = torch.arange(columns, device=h.device)
+    if act_order:
+        order = h.diagonal().argsort(descending=True, stable=True)
+    upper = _inverse_factor(h[order][:, order], mean, damping)
+    # Columns of the weight as rows, so that each is contiguous.
+    w, steps = weight.double().T[order].contiguous(), steps.T[order]
+    codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        part, inner = w[start:stop], upper[start:stop, start:stop]
+        errors = torch.empty_like(part)
+        for j, column in enumerate(order[start:stop].tolist()):
+            step = steps[start + j]
+            chosen = numerics.quantize(part[j], step, bits[column])
+            errors[j] = (part[j] - chosen.double() * step.double()) / inner[j, j]
+            part[j:] -= inner[j, j:, None] * errors[j]
+            codes[start + j] = chosen
+        w[stop:] -= upper[start:stop, stop:].T @ errors
+    return codes[order.argsort()].T.contiguous()
+
+
+def _check(hessian: Tensor, columns: int) -> None:
+    if hessian.shape != (columns, columns):
+        raise InputError(
+            f"gptq: the Hessian of a weight [N, {columns}] must have shape [{columns}, {columns}], "
+            f"got {list(hessian.shape)}; observe the input of this layer"
+        )
+    if not torch.isfinite(hessian).all():
+        raise SsmquantError(
+            "gptq: the Hessian has NaN or infinity; the calibration text drives the float model out of range"
+        )
+
+
+def _with_unseen(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Hessian with the mean diagonal of its seen inputs for those that were always zero; and that mean.
+
+    Nothing is known of an unseen input and nothing is correlated with it: its column gets the nearest codes whatever
+    its diagonal is. The mean leaves it out, so that damping does not depend on how many inputs are unseen.
+    """
+    diagonal = hessian.diagonal()
+    seen = diagonal != 0
+    mean = diagonal[seen].mean() if seen.any() else diagonal.new_ones(())
+    return hessian + torch.where(seen, 0.0, mean).diag(), mean
+
+
+def _inverse_factor(h: Tensor, mean: Tensor, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of ``(h + damping * mean * I)^-1``."""
     share = damping
-    while share <= _MOST_DAMPING:
-        damped = h + share * mean * torch.eye(len(h), dtype=h.dtype)
+    while True:
+        damped = h + (share * mean).expand(len(h)).diag()
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                found: Tensor = factor
+                found: Tensor = upper
                 return found
-        _LOG.warning("gptq: Cholesky failed at damping %g of the mean diagonal; trying %g", share, share * 10)
-        share *= 10
-    raise SsmquantError(
-        f"gptq: the Hessian cannot be factorised even with damping {_MOST_DAMPING}; "
-        "calibrate on more text, or use round to nearest for this weight"
-    )
+        if share >= _MOST_DAMPING:
+            raise SsmquantError(
+                f"gptq: the Hessian is no second moment: it cannot be factorised even with damping {share:g}; "
+                "calibrate on more text, or use round to nearest (quantizer: rtn) for this weight"
+            )
+        raised = min(max(10 * share, _DAMPING), _MOST_DAMPING)
+        _LOG.warning("gptq: Cholesky failed at damping %g of the mean diagonal; trying %g", share, raised)
+        share = raised

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ssmquant import numerics
-from ssmquant.errors import RecipeError
+from ssmquant.errors import RecipeError, SsmquantError
 from ssmquant.formats import Codes
 from ssmquant.scheme import Granularity, TensorScheme
 
@@ -18,6 +19,10 @@ def weight_scale(weight: Tensor, scheme: TensorScheme) -> Tensor:
     Args:
         weight: float ``[N, K]``.
         scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
+
+    Raises:
+        RecipeError: the scheme has no meaning for a weight.
+        SsmquantError: the weight has NaN or infinity.
     """
     magnitude = weight.abs()
     match scheme.granularity:
@@ -31,7 +36,10 @@ def weight_scale(weight: Tensor, scheme: TensorScheme) -> Tensor:
             raise RecipeError(
                 f"weights have no {scheme.granularity} scales; use per-tensor, per-channel or per-group"
             )
-    return numerics.scale_from_absmax(absmax, scheme.bits)
+    if not torch.isfinite(absmax).all():
+        raise SsmquantError("a weight with NaN or infinity has no codes; check the float checkpoint")
+    clip = scheme.mixed.weight_clip if scheme.mixed else 1.0
+    return numerics.scale_from_absmax(absmax.double() * clip, scheme.bits)
 
 
 def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> Codes:
@@ -39,10 +47,19 @@ def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> Codes:
 
     Args:
         weight: float ``[N, K]``.
-        scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
+        scheme: an integer scheme: per-tensor, per-channel or per-group, or per-group with zero points.
     """
+    if not scheme.symmetric:
+        return _with_zero_points(weight, scheme)
     scale = weight_scale(weight, scheme)
     groups = scale.shape[1] if scale.dim() == 2 else 1
     rows = scale[..., None] if scale.dim() == 2 else scale.view(-1, 1, 1)
     codes = numerics.quantize(weight.unflatten(1, (groups, -1)), rows, scheme.bits)
     return Codes(codes.flatten(1), scale)
+
+
+def _with_zero_points(weight: Tensor, scheme: TensorScheme) -> Codes:
+    grouped = weight.unflatten(1, (-1, scheme.group_size or weight.shape[1]))
+    scale, zero_point = numerics.scale_and_zero_point(grouped.amin(dim=2), grouped.amax(dim=2), scheme.bits)
+    codes = numerics.quantize_asymmetric(grouped, scale[..., None], zero_point[..., None], scheme.bits)
+    return Codes(codes.flatten(1), scale, zero_point=zero_point)

@@ -1,7 +1,7 @@
 """`Engine`: prefill and decode over a shell's stages, without transformers' forward.
 
-Sequences of different positions are kept in groups of equal position and stepped group by group, so that a sequence
-gives the same result in a batch as alone.
+Sequences of different positions are kept in groups of equal position and stepped group by group: no row is padded, so a
+sequence in a batch differs from the same alone at most in the order of float sums.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ssmquant.errors import RecipeError
 from ssmquant.families import Shell
 from ssmquant.families.table import Dims
 from ssmquant.scheme import TensorScheme
@@ -44,6 +45,7 @@ class Transform:
         requires: transforms that must come before it.
         unties: whether embedding and head differ afterwards.
         online: whether the mixers do a part of it at run time.
+        params: its numbers, which a recipe must all give, with the lowest and highest value of each.
     """
 
     name: str
@@ -53,6 +55,21 @@ class Transform:
     requires: tuple[str, ...] = ()
     unties: bool = False
     online: bool = False
+    params: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def check_params(self, given: Mapping[str, float]) -> None:
+        """Raise `RecipeError` unless a recipe gives this transform its numbers, and no others."""
+        if given.keys() != self.params.keys():
+            raise RecipeError(
+                f"transform {self.name!r} takes the params [{', '.join(self.params)}], "
+                f"the recipe gives [{', '.join(given)}]"
+            )
+        for name, value in given.items():
+            lowest, highest = self.params[name]
+            if not lowest <= value <= highest:
+                raise RecipeError(
+                    f"transform {self.name!r}: {name} is {value:g}; it must be from {lowest:g} to {highest:g}"
+                )
 
 
 def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

@@ -16,10 +16,11 @@ import torch
 from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
 
-from ssmquant.errors import InputError
+from ssmquant.errors import InputError, RecipeError
 from ssmquant.families import Shell
 from ssmquant.families.table import Dims
 from ssmquant.modules.mamba2 import Mamba2Dims, Mamba2Mixer
+from ssmquant.scheme import Granularity, TensorScheme
 from ssmquant.statistics import Needs
 from ssmquant.transforms.base import Context, Transform, replace_parameter
 
@@ -107,12 +108,26 @@ def _apply(shell: Shell, context: Context) -> None:
         mixer = block.mixer
         assert isinstance(mixer, Mamba2Mixer)
         dims = mixer.dims
-        scheme = context.schemes.get(f"layers.{index}.x")
-        m, n = (scheme.head_groups or 1, scheme.channel_groups or 1) if scheme else (1, 1)
+        names = [f"layers.{index}.{site}" for site in _SITES]
+        m, n = _group_counts([context.schemes[name] for name in names if name in context.schemes])
         absmax = context.statistics.absmax(f"layers.{index}.x").view(dims.nheads, dims.headdim)
         order = find_order(absmax, dims.ngroups, m, n)
         _permute(mixer, order)
-        context.groups.update({f"layers.{index}.{site}": order.group for site in _SITES})
+        context.groups.update(dict.fromkeys(names, order.group))
+
+
+def _group_counts(schemes: list[TensorScheme]) -> tuple[int, int]:
+    """Return m and n of the layer's per-head-group schemes; (1, 1) if it has none."""
+    counts = {
+        (s.head_groups, s.channel_groups) for s in schemes if s.granularity is Granularity.PER_HEAD_GROUP
+    }
+    if len(counts) > 1:
+        raise RecipeError(
+            f"reorder: per-head-group sites of a layer share their groups, found {sorted(map(str, counts))} "
+            "(head_groups, channel_groups); give them the same"
+        )
+    m, n = counts.pop() if counts else (1, 1)
+    return m or 1, n or 1
 
 
 def _needs(shell: Shell) -> Needs:

@@ -25,19 +25,23 @@ def _check(
 ) -> None:
     expect_dtype(_NAME, "x", x, torch.int8)
     expect_dtype(_NAME, "packed", packed, torch.uint8)
-    expect_shape(_NAME, "packed", packed, (None, x.shape[-1] // 2))
-    out_features, columns = packed.shape[0], 2 * packed.shape[1]
+    columns, out_features = x.shape[-1], packed.shape[0]
+    if columns % 2:
+        raise InputError(f"{_NAME}: K = {columns} is odd, but a byte holds two codes; add a column of zeros")
+    expect_shape(_NAME, "packed", packed, (None, columns // 2))
     expect_dtype(_NAME, "x_scale", x_scale, torch.float32)
     if tuple(x_scale.shape) not in ((1,), (*x.shape[:-1], 1)):
         raise InputError(
             f"{_NAME}: x_scale must have shape [1] (static) or {[*x.shape[:-1], 1]} (per token), "
-            f"got {list(x_scale.shape)}"
+            f"got {list(x_scale.shape)}; a scale a channel of K cannot leave the integer sum"
         )
     expect_dtype(_NAME, "weight_scale", weight_scale, torch.float32)
     expect_shape(_NAME, "weight_scale", weight_scale, (out_features, None))
-    if columns != x.shape[-1] or columns % weight_scale.shape[1]:
+    groups = weight_scale.shape[1]
+    if not groups or columns % groups:
         raise InputError(
-            f"{_NAME}: {weight_scale.shape[1]} groups must divide K = {x.shape[-1]}, which must be even"
+            f"{_NAME}: weight_scale has {groups} groups, which do not divide K = {columns}; "
+            "it must be [N, K / group_size]"
         )
     expect_scale(_NAME, "scale_out", scale_out, out_features)
     if bias is not None:

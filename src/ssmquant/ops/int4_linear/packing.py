@@ -17,8 +17,10 @@ def pack_int4(codes: Tensor) -> Tensor:
     """Return int8 codes ``[N, K]`` in [-8, 7], K even, as uint8 ``[N, K / 2]``.
 
     Raises:
-        InputError: K is odd, or a code does not fit four bits.
+        InputError: the codes are not int8, K is odd, or a code does not fit four bits.
     """
+    if codes.dtype != torch.int8:
+        raise InputError(f"int4 packing: codes must be torch.int8, got {codes.dtype}")
     if codes.shape[-1] % 2:
         raise InputError(f"int4 packing: rows must have an even number of codes, got {codes.shape[-1]}")
     if codes.numel() and not -8 <= int(codes.min()) <= int(codes.max()) <= 7:

@@ -1,4 +1,4 @@
-"""What `int8_linear` and `int4_linear` promise beyond their tolerance class: every bit."""
+"""What `int8_linear` promises beyond its tolerance class: every bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.ops.int8_linear.reference import int_matmul
 
@@ -17,15 +16,9 @@ ONE = torch.ones(1)
 
 
 @pytest.mark.parametrize("case", SUITES["int8_linear"].cases, ids=lambda case: case.name)
-def test_int8_is_that_of_the_written_order_of_roundings(case: Case) -> None:
+def test_it_is_that_of_the_written_order_of_roundings(case: Case) -> None:
     args = case.args()
     assert torch.equal(int8_linear(*args), naive.int8_linear(*args))
-
-
-@pytest.mark.parametrize("case", SUITES["int4_linear"].cases, ids=lambda case: case.name)
-def test_int4_is_that_of_the_written_order_of_roundings(case: Case) -> None:
-    args = case.args()
-    assert torch.equal(SUITES["int4_linear"].op(*args), naive.int4_linear(*args))
 
 
 @pytest.mark.parametrize("k", [1, 1040, 1041, 2080, 5120])
@@ -65,18 +58,6 @@ def test_no_tokens(shape: tuple[int, ...], scale_out: torch.Tensor | None) -> No
     y = int8_linear(torch.zeros(shape, dtype=torch.int8), ONE, Draw(0).codes(3, 7), ONE, None, scale_out)
     assert y.shape == (*shape[:-1], 3)
     assert y.dtype == (torch.float32 if scale_out is None else torch.int8)
-
-
-def test_every_pair_of_int4_codes_survives_packing() -> None:
-    codes = torch.cartesian_prod(torch.arange(-8, 8), torch.arange(-8, 8)).to(torch.int8)
-    packed = pack_int4(codes)
-    assert packed.dtype == torch.uint8
-    assert packed.flatten().unique().numel() == 256
-    assert torch.equal(unpack_int4(packed), codes)
-
-
-def test_the_packing_is_the_documented_one() -> None:
-    assert pack_int4(torch.tensor([[-3, 7, 0, -8]], dtype=torch.int8)).tolist() == [[0x7D, 0x80]]
 
 
 def test_int_matmul_takes_any_shape() -> None:

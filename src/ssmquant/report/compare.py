@@ -1,0 +1,185 @@
+"""`compare`: several recipes on one model and one text: each quantised, measured, and let go before the next.
+
+Only the float model and one quantised model are in memory at a time. The price is that the float model reads the text
+once for each recipe: its logits of a whole text are larger than the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from ssmquant.calibrate import Progress
+from ssmquant.data import calibration_windows
+from ssmquant.errors import InputError, ModelError
+from ssmquant.eval.environment import environment
+from ssmquant.eval.evaluate import evaluate
+from ssmquant.files import combined, digest, digests
+from ssmquant.loading import plan
+from ssmquant.model import Model
+from ssmquant.pipeline import quantize
+from ssmquant.planning import Plan
+from ssmquant.report.comparison import Comparison
+from ssmquant.report.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
+from ssmquant.report.row import Row
+from ssmquant.report.store import RowStore
+from ssmquant.report.timing import WORKLOAD, Workload, relative_times
+
+__all__ = ["Calibration", "compare", "require_recipes"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What every recipe is calibrated on.
+
+    Attributes:
+        text: see `ssmquant.data.calibration_windows`.
+        samples: sequences.
+        seqlen: tokens of each.
+    """
+
+    text: str = "builtin"
+    samples: int = 128
+    seqlen: int = 512
+
+
+def require_recipes(recipes: Sequence[str]) -> None:
+    """Refuse a list of recipe references that is empty or names one twice.
+
+    Raises:
+        InputError: it is.
+    """
+    if not recipes:
+        raise InputError(
+            "compare: at least one recipe is needed, none was given; `ssmquant recipes` lists them"
+        )
+    repeated = [name for place, name in enumerate(recipes) if name in recipes[:place]]
+    if repeated:
+        raise InputError(f"compare: the recipe {repeated[0]!r} is given twice; name each once")
+
+
+def compare(
+    model: Model,
+    recipes: Sequence[str],
+    domains: Mapping[str, Tensor],
+    calibration: Calibration,
+    *,
+    workload: Workload = WORKLOAD,
+    store: RowStore | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare recipes on a float model.
+
+    Args:
+        model: the float model.
+        recipes: references, each once.
+        domains: name -> tokens to evaluate on, int64 [documents, L], see `ssmquant.eval.evaluate`.
+        calibration: what to calibrate on.
+        workload: what to time.
+        store: finished rows are taken from here and put here.
+        progress: called with (recipe and step, done, total).
+
+    Raises:
+        InputError: no recipe, or one twice.
+        RecipeError: a recipe does not exist or does not fit the model; nothing has run.
+        ModelError: the model is quantised already, or has no tokenizer.
+        DataError: there is not enough text.
+        CheckFailed: a quantised model gives logits that are not finite.
+    """
+    require_recipes(recipes)
+    if model.plan is not None:
+        raise ModelError(
+            f"{model.name} is quantised already ({model.plan.recipe}); compare on the float model"
+        )
+    if model.tokenizer is None:
+        raise ModelError(
+            f"{model.name} has no tokenizer, so it cannot be calibrated on text; pass tokenizer=…"
+        )
+    plans = {recipe: plan(model, recipe) for recipe in recipes}
+    windows = calibration_windows(
+        calibration.text, model.tokenizer, samples=calibration.samples, seqlen=calibration.seqlen
+    )
+    here = environment()
+    calibrated = asdict(calibration) | {"tokens_digest": digest(windows)}
+    common = {} if store is None else _identity(model, domains, calibrated, workload, here)
+    rows = []
+    for recipe, planned in plans.items():
+        identity = common | {"recipe": recipe, "plan": planned.to_json()}
+        row = None if store is None else store.get(identity)
+        if row is None:
+            row = _measure(
+                model, recipe, planned, domains, calibration, workload, here["date"], _named(progress, recipe)
+            )
+            if store is not None:
+                store.put(identity, row)
+        rows.append(row)
+    return Comparison(model.name, here, calibrated, workload, tuple(rows))
+
+
+def _measure(
+    model: Model,
+    recipe: str,
+    planned: Plan,
+    domains: Mapping[str, Tensor],
+    calibration: Calibration,
+    workload: Workload,
+    date: str,
+    progress: Progress | None,
+) -> Row:
+    start = perf_counter()
+    quantised = quantize(
+        model,
+        recipe,
+        calibration=calibration.text,
+        samples=calibration.samples,
+        seqlen=calibration.seqlen,
+        progress=progress,
+        cache=False,  # or the recipe that comes first would pay for all
+    )
+    seconds = perf_counter() - start
+    quantised.name = recipe
+    evaluation = evaluate(model, [quantised], domains, progress=progress)
+    prefill, decode = relative_times(quantised.engine(), model.engine(), workload)
+    return Row(
+        recipe=recipe,
+        bits_weight=bits_weight(planned),
+        bits_activation=bits_activation(planned),
+        bytes_at_rest=bytes_at_rest(quantised),
+        state_bytes=state_bytes(quantised),
+        float_share=float_share(planned),
+        calibration_s=seconds,
+        prefill=prefill,
+        decode=decode,
+        measured=date,
+        scores=evaluation.models[0],
+    )
+
+
+def _named(progress: Progress | None, recipe: str) -> Progress | None:
+    """Return the callback with the recipe's name before every step."""
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(f"{recipe}: {what}", done, total)
+
+
+def _identity(
+    model: Model,
+    domains: Mapping[str, Tensor],
+    calibrated: Mapping[str, Any],
+    workload: Workload,
+    here: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what all rows depend on: model, text, settings, versions and machine; not the date."""
+    config = {name: str(value) for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    return {
+        "model": combined(digests(model.module.state_dict())),
+        "config": config,
+        "domains": {name: digest(ids) for name, ids in domains.items()},
+        "calibration": dict(calibrated),
+        "workload": workload._asdict(),
+        "environment": {name: value for name, value in here.items() if name != "date"},
+    }
