@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils._device
+from hypothesis import settings
 from torch import Tensor
 
 from ssmquant.data import builtin_model
+
+# A shared machine may be slow: an example's time says nothing about the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 POISON = 113  # for integers: prime, positive, in range of int8 and of no meaning anywhere
 ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssmquant.calibrate import Progress, cache_folder, calibrate_cached
 from ssmquant.data import calibration_windows
-from ssmquant.errors import ModelError
+from ssmquant.errors import ModelError, SsmquantError
 from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
@@ -165,7 +165,10 @@ def _fill(
         assert isinstance(module, Weight)
         quantizer = QUANTIZERS[rows[site_name].quantizer]
         statistic = _weight_statistic(rows[site_name], statistics)
-        codes = quantizer.choose(module.dequantize(), weight.scheme, statistic)
+        try:
+            codes = quantizer.choose(module.dequantize(), weight.scheme, statistic)
+        except SsmquantError as error:
+            raise type(error)(f"{site_name}: {error}") from error
         for name, tensor in weight.format.pack(codes).items():
             tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape)
         if progress:

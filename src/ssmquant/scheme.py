@@ -125,6 +125,14 @@ class TensorScheme(BaseModel):
         if self.sparse is not None and self.kind != "lut":
             raise ValueError(f"sparse goes with a table of values (lut), not with {self.short()!r}")
         plain = self.range is RangeRule.ABSMAX and self.symmetric
+        if self.is_float and not (plain and self.granularity is Granularity.PER_TENSOR and not self.dynamic):
+            raise ValueError(
+                "a granularity, dynamic scale, range rule or zero point has no meaning for a float scheme"
+            )
+        if self.dynamic and (self.range is not RangeRule.ABSMAX or self.interval):
+            raise ValueError(
+                "a range rule or interval has no meaning for a dynamic scale: it is found from the token itself"
+            )
         if self.kind == "lut" and not (self.granularity is Granularity.PER_CHANNEL and plain):
             raise ValueError(
                 f"a table (lut) is per-channel, with no range rule or zero point, not {self.short()!r}"
@@ -160,7 +168,7 @@ class TensorScheme(BaseModel):
             words.append(f"+ {self.sparse:g}% float16")
         if self.dynamic:
             words.append("dynamic")
-        if self.range is RangeRule.PERCENTILE:
+        if self.percentile is not None:
             words.append(f"p{self.percentile:g}")
         elif self.range is RangeRule.MSE:
             words.append("mse")

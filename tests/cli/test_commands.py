@@ -81,7 +81,8 @@ def test_quantize_writes_a_folder_and_says_what_it_did(made: Any) -> None:
     first, _, written, seconds = made.outcome.stdout.splitlines()
     assert first == "weights at rest: 15.3 MB in 16 bits → 7.79 MB (51%)"
     assert written.startswith(f"written: {made.out} (9.")
-    assert [part.split()[-3] for part in seconds.split(",")] == ["load", "calibrate", "quantise", "save"]
+    steps = [part.removeprefix("time:").rsplit(maxsplit=2)[0].strip() for part in seconds.split(",")]
+    assert steps == ["load", "calibrate", "quantise weights", "quantise", "save"]
 
 
 def test_quantize_refuses_before_any_work(run: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +13,7 @@ from torch import Tensor
 from ssmquant.errors import InputError, RecipeError
 from ssmquant.formats import Codes, TensorSpec, format_for
 from ssmquant.ops.int4_linear import int4_linear
+from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.quantizers import gptq, round_to_nearest
 from ssmquant.scheme import Granularity, TensorScheme
 
@@ -27,7 +32,6 @@ WEIGHT = torch.tensor(
 
 
 def test_golden_bytes_of_a_weight() -> None:
-    """The example of docs/int4.md."""
     stored = INT4.pack(round_to_nearest(WEIGHT, scheme(4)))
     assert {name: tensor.dtype for name, tensor in stored.items()} == {
         "packed": torch.uint8,
@@ -105,3 +109,14 @@ def test_codes_that_do_not_fit_are_refused(code: int, columns: int) -> None:
 def test_it_holds_no_other_scheme(other: TensorScheme) -> None:
     assert INT4.supports(scheme(4))
     assert not INT4.supports(other)
+
+
+def test_the_page_about_it_says_what_is_so() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "int4.md"
+    examples = doctest.testfile(str(page), module_relative=False)
+    assert (examples.failed, examples.attempted) == (0, 11)
+    rows = re.findall(r"^\| ([-\d, ]+) \| `([0-9a-f ]+)` \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 4
+    for codes, golden in rows:
+        packed = pack_int4(torch.tensor([[int(code) for code in codes.split(",")]], dtype=torch.int8))
+        assert packed.numpy().tobytes().hex(" ") == golden
