@@ -21,8 +21,9 @@ from tests.tiny_models import CONFIGS, WIDE, fitting, float_model, quantised, sa
 
 import ssmquant
 from ssmquant.errors import ModelError, RecipeError
-from ssmquant.planning import Plan, resolve
+from ssmquant.planning import Plan
 from ssmquant.recipe import load_recipe, shipped_recipes
+from ssmquant.resolution import resolve
 from ssmquant.scheme import FLOAT32
 from ssmquant.sites import SiteKind
 

@@ -15,8 +15,8 @@ from ssmquant.families.original import convert_config, convert_tensors, is_origi
 from ssmquant.files import TensorSpec, check_tensors, read_config, read_tensors, resolve
 from ssmquant.model import Model
 from ssmquant.planning import Plan
-from ssmquant.planning import resolve as resolve_plan
 from ssmquant.recipe import Recipe, load_recipe
+from ssmquant.resolution import resolve as resolve_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

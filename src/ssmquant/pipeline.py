@@ -20,10 +20,11 @@ from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
 from ssmquant.modules.weights import Weight
-from ssmquant.planning import Plan, PlanRow, resolve, statistic_site
+from ssmquant.planning import Plan, PlanRow, statistic_site
 from ssmquant.quantizers import QUANTIZERS
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe
+from ssmquant.resolution import resolve
 from ssmquant.statistics import Needs, Statistics
 from ssmquant.transforms import TRANSFORMS, Context
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import InputError, RecipeError
-from ssmquant.formats import Codes, TensorSpec, format_for
+from ssmquant.formats import Codes, StoredTensor, format_for
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import unpack_int4
 from ssmquant.ops.int8_linear import int8_linear
@@ -59,31 +59,31 @@ def stored(weight: Tensor, scheme: TensorScheme) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "format_name", "specs"),
     [
-        ("float32", "dense", {"weight": TensorSpec((OUT, IN), torch.float32)}),
-        ("float16", "dense", {"weight": TensorSpec((OUT, IN), torch.float16)}),
+        ("float32", "dense", {"weight": StoredTensor((OUT, IN), torch.float32)}),
+        ("float16", "dense", {"weight": StoredTensor((OUT, IN), torch.float16)}),
         (
             "int8 per-tensor",
             "int8",
-            {"codes": TensorSpec((OUT, IN), torch.int8), "scale": TensorSpec((1,), torch.float32)},
+            {"codes": StoredTensor((OUT, IN), torch.int8), "scale": StoredTensor((1,), torch.float32)},
         ),
         (
             "int8 per-channel",
             "int8",
-            {"codes": TensorSpec((OUT, IN), torch.int8), "scale": TensorSpec((OUT,), torch.float32)},
+            {"codes": StoredTensor((OUT, IN), torch.int8), "scale": StoredTensor((OUT,), torch.float32)},
         ),
         (
             "int4 per-group",
             "int4",
-            {"packed": TensorSpec((OUT, 6), torch.uint8), "scale": TensorSpec((OUT, 3), torch.float32)},
+            {"packed": StoredTensor((OUT, 6), torch.uint8), "scale": StoredTensor((OUT, 3), torch.float32)},
         ),
     ],
 )
-def test_what_is_stored(name: str, format_name: str, specs: dict[str, TensorSpec]) -> None:
+def test_what_is_stored(name: str, format_name: str, specs: dict[str, StoredTensor]) -> None:
     found = format_for(scheme(name))
     assert found.name == format_name
     assert found.tensors((OUT, IN), scheme(name)) == specs
     tensors = stored(draw(OUT, IN), scheme(name))
-    assert {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()} == specs
+    assert {name: StoredTensor(tuple(t.shape), t.dtype) for name, t in tensors.items()} == specs
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import InputError, RecipeError
-from ssmquant.formats import Codes, TensorSpec, format_for
+from ssmquant.formats import Codes, StoredTensor, format_for
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.quantizers import gptq, round_to_nearest
@@ -55,7 +55,7 @@ def test_codes_are_half_the_size_of_int8_and_a_scale_a_group(quantizer: object) 
     assert callable(quantizer)
     weight, how = torch.randn(48, 256, generator=torch.Generator().manual_seed(0)), scheme(128)
     stored = format_for(how).pack(quantizer(weight, how))
-    found = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in stored.items()}
+    found = {name: StoredTensor(tuple(t.shape), t.dtype) for name, t in stored.items()}
     assert found == format_for(how).tensors((48, 256), how)
     assert stored["packed"].nbytes == weight.numel() // 2
     assert stored["scale"].nbytes == 4 * weight.numel() // 128  # 4.25 bits a weight in all

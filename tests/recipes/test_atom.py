@@ -13,8 +13,9 @@ import ssmquant
 from ssmquant.cli.eval import evaluation_windows
 from ssmquant.errors import RecipeError
 from ssmquant.eval.evaluate import evaluate
-from ssmquant.planning import Plan, resolve
+from ssmquant.planning import Plan
 from ssmquant.recipe import Recipe, load_recipe
+from ssmquant.resolution import resolve
 from ssmquant.scheme import TensorScheme
 from ssmquant.sites import SiteKind
 from ssmquant.tolerance import error_ratio

@@ -13,8 +13,9 @@ import ssmquant
 from ssmquant.data import evaluation_documents, windows
 from ssmquant.errors import RecipeError
 from ssmquant.model import Model
-from ssmquant.planning import Plan, resolve
+from ssmquant.planning import Plan
 from ssmquant.recipe import Recipe, load_recipe
+from ssmquant.resolution import resolve
 from ssmquant.scheme import TensorScheme
 from ssmquant.tolerance import error_ratio
 

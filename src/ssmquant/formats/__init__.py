@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, StoredTensor
 from ssmquant.formats.dense import Dense
 from ssmquant.formats.int4 import Int4
 from ssmquant.formats.int4_asymmetric import Int4Asymmetric
@@ -17,7 +17,7 @@ from ssmquant.formats.lut import Lut
 from ssmquant.formats.mixed_int4_int8 import MixedInt4Int8
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Codes", "Format", "TensorSpec", "format_for", "restored"]
+__all__ = ["Codes", "Format", "StoredTensor", "format_for", "restored"]
 
 _FORMATS: tuple[Format, ...] = (Dense(), Int8(), Int4(), Int4Asymmetric(), MixedInt4Int8(), Lut())
 

@@ -14,7 +14,7 @@ from ssmquant import numerics
 from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Codes", "Format", "Sparse", "TensorSpec", "float_linear"]
+__all__ = ["Codes", "Format", "Sparse", "StoredTensor", "float_linear"]
 
 
 def float_linear(
@@ -34,7 +34,7 @@ def float_linear(
     return y if scale_out is None else quantize_static(y, scale_out)
 
 
-class TensorSpec(NamedTuple):
+class StoredTensor(NamedTuple):
     """Shape and dtype of a stored tensor."""
 
     shape: tuple[int, ...]
@@ -94,7 +94,7 @@ class Format(ABC):
         """Return whether this format holds weights of the scheme."""
 
     @abstractmethod
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return names, shapes and dtypes of what is stored."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Dense"]
@@ -25,9 +25,9 @@ class Dense(Format):
         """Return whether the scheme is a float one."""
         return scheme.is_float
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return ``weight [out, in]``."""
-        return {"weight": TensorSpec(shape, _DTYPES[scheme.bits])}
+        return {"weight": StoredTensor(shape, _DTYPES[scheme.bits])}
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:
         """Raise: a float weight has no codes."""

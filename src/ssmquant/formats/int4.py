@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
 from ssmquant.scheme import Granularity, TensorScheme
@@ -27,7 +27,7 @@ class Int4(Format):
         grouped = scheme.granularity is Granularity.PER_GROUP
         return scheme.kind == "int" and scheme.bits == 4 and scheme.symmetric and grouped and not scheme.mixed
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return packed codes and scales.
 
         Raises:
@@ -42,8 +42,8 @@ class Int4(Format):
                 f"groups of {size} codes do not divide rows of {columns}; use a group_size that does"
             )
         return {
-            "packed": TensorSpec((rows, columns // 2), torch.uint8),
-            "scale": TensorSpec((rows, columns // size), torch.float32),
+            "packed": StoredTensor((rows, columns // 2), torch.uint8),
+            "scale": StoredTensor((rows, columns // size), torch.float32),
         }
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:

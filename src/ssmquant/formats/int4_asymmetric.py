@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
 from ssmquant.formats.int4 import Int4
 from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
 from ssmquant.scheme import Granularity, TensorScheme
@@ -36,14 +36,14 @@ class Int4Asymmetric(Format):
         grouped = scheme.granularity is Granularity.PER_GROUP
         return scheme.kind == "int" and scheme.bits == 4 and not scheme.symmetric and grouped
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return packed codes, scales and zero points.
 
         Raises:
             RecipeError: the group size does not divide K, or K is odd.
         """
         tensors = Int4().tensors(shape, scheme)
-        return tensors | {"zero_point": TensorSpec(tensors["scale"].shape, torch.int8)}
+        return tensors | {"zero_point": StoredTensor(tensors["scale"].shape, torch.int8)}
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:
         """Return the codes packed, the scales and the zero points."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmquant import numerics
-from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.scheme import Granularity, TensorScheme
 
@@ -25,10 +25,10 @@ class Int8(Format):
         rows = (Granularity.PER_TENSOR, Granularity.PER_CHANNEL)
         return scheme.kind == "int" and scheme.bits == 8 and scheme.symmetric and scheme.granularity in rows
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return codes and scale."""
         rows = 1 if scheme.granularity is Granularity.PER_TENSOR else shape[0]
-        return {"codes": TensorSpec(shape, torch.int8), "scale": TensorSpec((rows,), torch.float32)}
+        return {"codes": StoredTensor(shape, torch.int8), "scale": StoredTensor((rows,), torch.float32)}
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:
         """Return codes and scale as they are."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Lut", "sparse_count"]
@@ -46,7 +46,7 @@ class Lut(Format):
         """Return whether the scheme is a table of 8 or 16 values."""
         return scheme.kind == "lut" and scheme.bits in _BITS
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return packed codes and table, and the sparse part if there is one.
 
         Raises:
@@ -58,8 +58,8 @@ class Lut(Format):
                 f"codes are stored two a byte, which rows of {columns} do not allow; keep it a float"
             )
         specs = {
-            "packed": TensorSpec((rows, columns // 2), torch.uint8),
-            "table": TensorSpec((rows, 2**scheme.bits), torch.float16),
+            "packed": StoredTensor((rows, columns // 2), torch.uint8),
+            "table": StoredTensor((rows, 2**scheme.bits), torch.float16),
         }
         if scheme.sparse is None:
             return specs
@@ -69,8 +69,8 @@ class Lut(Format):
             )
         count = sparse_count(shape, scheme.sparse)
         sparse = {
-            "values": TensorSpec((count,), torch.float16),
-            "positions": TensorSpec((count,), torch.int32),
+            "values": StoredTensor((count,), torch.float16),
+            "positions": StoredTensor((count,), torch.int32),
         }
         return specs | sparse
 

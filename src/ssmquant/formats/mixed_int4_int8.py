@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, TensorSpec
+from ssmquant.formats.base import Codes, Format, StoredTensor
 from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
 from ssmquant.ops.mixed_linear import mixed_linear
 from ssmquant.scheme import TensorScheme
@@ -52,7 +52,7 @@ class MixedInt4Int8(Format):
         assert scheme.mixed
         return MixedInt4Int8(scheme.mixed.activation_bits, scheme.mixed.activation_clip)
 
-    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return order, codes and scales.
 
         Raises:
@@ -67,11 +67,11 @@ class MixedInt4Int8(Format):
                 f"{columns}; {_usable(columns, outliers, size)}"
             )
         return {
-            "order": TensorSpec((columns,), torch.int32),
-            "packed": TensorSpec((rows, ordinary // 2), torch.uint8),
-            "scale": TensorSpec((rows, ordinary // size), torch.float32),
-            "outliers": TensorSpec((rows, outliers), torch.int8),
-            "outlier_scale": TensorSpec((rows,), torch.float32),
+            "order": StoredTensor((columns,), torch.int32),
+            "packed": StoredTensor((rows, ordinary // 2), torch.uint8),
+            "scale": StoredTensor((rows, ordinary // size), torch.float32),
+            "outliers": StoredTensor((rows, outliers), torch.int8),
+            "outlier_scale": StoredTensor((rows,), torch.float32),
         }
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:
