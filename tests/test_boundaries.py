@@ -53,20 +53,18 @@ PARTS: dict[str, set[str]] = {
     },
 }
 # From here on a unit may import everything lower and its neighbours, as long as no two modules need each other.
-CORE = set(
-    [
-        "recipe",
-        "recipes",
-        "planning",
-        "resolution",
-        "calibrate",
-        "ranges",
-        "pipeline",
-        "checkpoint",
-        "model",
-        "loading",
-    ]
-)
+CORE = {
+    "recipe",
+    "recipes",
+    "planning",
+    "resolution",
+    "calibrate",
+    "ranges",
+    "pipeline",
+    "checkpoint",
+    "model",
+    "loading",
+}
 TOOLS = {"eval", "analysis", "bench", "report"}
 ROOT = "__init__"  # the package itself: `import ssmquant`, which hands out the public names lazily
 ALLOWED: dict[str, set[str]] = {
