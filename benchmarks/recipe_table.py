@@ -54,6 +54,7 @@ def main(
     """Measure recipes on a model."""
     console = Console(stderr=True)
     float_model = ssmquant.load(model)
+    float_model.name = Path(model).name
     references = [r for r in recipes.split(",") if r] + (
         left_out(float_model, leave_out) if leave_out else []
     )

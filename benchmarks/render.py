@@ -22,13 +22,19 @@ def percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.2f}"
 
 
+def machine(environment: dict[str, Any]) -> str:
+    """Return where and when something was measured."""
+    where = f"{environment['cpu']} and {environment['gpu']}" if environment["gpu"] else environment["cpu"]
+    return f"{where}, torch {environment['torch']}, {environment['date'][:10]}"
+
+
 def how(result: dict[str, Any]) -> str:
     """Return how a result was measured."""
-    environment, domains = result["environment"], result["models"][0]["domains"]
+    domains = result["models"][0]["domains"]
     tokens = ", ".join(f"{name} {entry['tokens']:,}" for name, entry in domains.items())
     return (
-        f"`{result['command']}`, {result['calibration']}; tokens evaluated: {tokens}. {environment['cpu']}, "
-        f"torch {environment['torch']}, {environment['date'][:10]}."
+        f"`{result['command']}`, {result['calibration']}; tokens evaluated: {tokens}. "
+        f"{machine(result['environment'])}."
     )
 
 
@@ -133,13 +139,12 @@ def document(results: dict[str, dict[str, Any]]) -> str:
             lines += ["", f"## Which site costs how much: {model}", "", how(result), "", *sites(result)]
     for name, result in sorted(results.items()):
         if name.startswith("drift-"):
-            environment = result["environment"]
             lines += [
                 "",
                 f"## The state over {result['tokens']:,} tokens: {name.removeprefix('drift-')}",
                 "",
                 f"`{result['command']}`; KL by position in running text, mean of the domains (one sequence each, so "
-                f"compare along a column). {environment['cpu']}, {environment['date'][:10]}.",
+                f"compare along a column). {machine(result['environment'])}.",
                 "",
                 *drift(result),
             ]

@@ -11,14 +11,13 @@ that are never negative is as associative as a sum: weights like that count as e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssmquant.errors import SsmquantError
-from ssmquant.observers.base import Observer
+from ssmquant.observers.fixed_point import FixedPointSum
 
 __all__ = ["Fisher"]
 
@@ -26,17 +25,11 @@ _UNIT = 2.0**-50
 _MOST = 2**61  # so that the sum of two fits 64 bits
 
 
-class Fisher(Observer):
-    """Sum of the squared gradients of a weight.
-
-    Attributes:
-        total: int64, shaped like the weight, in units of 2^-50; None before the first update.
-    """
+class Fisher(FixedPointSum):
+    """Sum of the squared gradients of a weight; `total` and `value` are shaped like the weight."""
 
     name: ClassVar[str] = "fisher"
-
-    def __init__(self, total: Tensor | None = None) -> None:
-        self.total = total
+    unit: ClassVar[float] = _UNIT
 
     def update(self, x: Tensor) -> None:
         """Observe the gradients of some windows' losses, ``[windows, …weight]``.
@@ -51,30 +44,9 @@ class Fisher(Observer):
             )
         for gradient in x.detach():
             square = (gradient.double().square() / _UNIT).round().clamp(max=float(_MOST))
-            self.total = self._sum(self.total, square.to(torch.int64))
-
-    def merge(self, other: Self) -> Self:
-        """Return the sum of both."""
-        return type(self)(self._sum(self.total, other.total))
-
-    def state(self) -> dict[str, Tensor]:
-        """Return ``total``."""
-        return {} if self.total is None else {"total": self.total}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """Return the observer with this ``total``."""
-        return cls(state.get("total"))
-
-    @property
-    def value(self) -> Tensor:
-        """The sum of squared gradients, float64, shaped like the weight."""
-        if self.total is None:
-            raise SsmquantError("fisher: nothing was observed; calibrate with at least one sequence")
-        return self.total.double() * _UNIT
+            self.add(square.to(torch.int64))
 
     @staticmethod
-    def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None or b is None:
-            return b if a is None else a
+    def added(a: Tensor, b: Tensor) -> Tensor:
+        """Return the sum, which stays at the end of the range once it is there."""
         return (a + b).clamp(max=_MOST)

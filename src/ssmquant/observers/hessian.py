@@ -7,14 +7,13 @@ for that, which is far below what GPTQ's damping adds for channels of root mean 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssmquant.errors import SsmquantError
-from ssmquant.observers.base import Observer
+from ssmquant.observers.fixed_point import FixedPointSum
 
 __all__ = ["Hessian"]
 
@@ -22,17 +21,11 @@ _UNIT = 2.0**-24
 _LARGEST = 2.0**62
 
 
-class Hessian(Observer):
-    """Second moment of the channels.
-
-    Attributes:
-        total: int64 ``[C, C]`` in units of 2^-24; None before the first update.
-    """
+class Hessian(FixedPointSum):
+    """Second moment of the channels; `total` and `value` are ``[C, C]``."""
 
     name: ClassVar[str] = "hessian"
-
-    def __init__(self, total: Tensor | None = None) -> None:
-        self.total = total
+    unit: ClassVar[float] = _UNIT
 
     def update(self, x: Tensor) -> None:
         """Observe ``[tokens, C]``.
@@ -43,32 +36,11 @@ class Hessian(Observer):
         x = x.detach().float()
         moment = (x.T @ x).double() / _UNIT
         _check(moment.diagonal())
-        self.total = self._sum(self.total, moment.round().to(torch.int64))
-
-    def merge(self, other: Self) -> Self:
-        """Return the sum of both."""
-        return type(self)(self._sum(self.total, other.total))
-
-    def state(self) -> dict[str, Tensor]:
-        """Return ``total``."""
-        return {} if self.total is None else {"total": self.total}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """Return the observer with this ``total``."""
-        return cls(state.get("total"))
-
-    @property
-    def value(self) -> Tensor:
-        """The second moment, float64 ``[C, C]``."""
-        if self.total is None:
-            raise SsmquantError("hessian: nothing was observed; calibrate with at least one sequence")
-        return self.total.double() * _UNIT
+        self.add(moment.round().to(torch.int64))
 
     @staticmethod
-    def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None or b is None:
-            return b if a is None else a
+    def added(a: Tensor, b: Tensor) -> Tensor:
+        """Return the sum; raises `SsmquantError` where it leaves the range."""
         total = a + b  # of two magnitudes below 2^62: no overflow
         _check(total.diagonal())
         return total
