@@ -64,7 +64,8 @@ def evaluate(
         data = "builtin"
     if data is None and against is not None:
         raise InputError(
-            "--against compares on text, and none was asked for; add --data builtin or --data FILE"
+            "--against compares on text, and none was asked for; add --data builtin or --data FILE, "
+            "or name both models without --against"
         )
     import ssmquant
     from ssmquant.eval.environment import environment
