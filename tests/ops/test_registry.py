@@ -35,6 +35,7 @@ class Fake:
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for op in all_ops().values():
         monkeypatch.setattr(op, "kernels", [])
+        monkeypatch.setattr(op, "_missing", {"cpu": []})  # as if its kernels had been looked for
     yield
 
 
@@ -117,7 +118,7 @@ def test_supports_sees_the_arguments() -> None:
     ("asked", "message"),
     [
         ("tritn", "backend 'tritn' is not registered; did you mean 'triton'"),
-        ("xyz", "backend 'xyz' is not registered; known: reference, triton"),
+        ("xyz", "backend 'xyz' is not registered; known: cpu, reference, triton"),
     ],
 )
 def test_an_unknown_backend_is_an_error(asked: str, message: str) -> None:
@@ -166,3 +167,24 @@ def test_ops_are_torch_ops() -> None:
         assert op.name == name
         schema = getattr(torch.ops.ssmquant, name).default._schema
         assert not any(argument.alias_info for argument in schema.arguments)
+
+
+def test_kernels_are_looked_for_once_a_device_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(quantize_static, "_missing", {})
+    monkeypatch.setattr("ssmquant.ops.registry.find_spec", lambda name: looked.append(name))
+    quantize_static(X, SCALE)
+    quantize_static(X, SCALE)
+    assert looked == ["ssmquant.ops.quantize.cpu"]
+
+
+def test_kernels_that_cannot_be_imported_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("the compiled extension is missing")
+
+    monkeypatch.setattr(quantize_static, "_missing", {})
+    monkeypatch.setattr("ssmquant.ops.registry.find_spec", lambda name: name)
+    monkeypatch.setattr("ssmquant.ops.registry.import_module", fail)
+    assert quantize_static.chosen(X, SCALE) == ("reference", ["cpu: the compiled extension is missing"])
+    with use_backend("cpu"), pytest.raises(InputError, match="the compiled extension is missing"):
+        quantize_static(X, SCALE)

@@ -6,6 +6,10 @@ dispatcher), so
 it supports
 and why not; an op without a fitting kernel runs its reference, and `Op.chosen` tells which one it would be.
 Gradients are those of the reference (plain PyTorch): an input that requires grad goes there directly.
+
+Kernels live beside the op: ``ops/<op>/cpu.py`` (C++) and ``ops/<op>/triton.py`` register theirs when they are imported,
+which happens the first time that the op runs on such a device. One that cannot be imported (no compiled extension, no
+Triton) is a reason like any other.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +33,7 @@ _LIBRARY = torch.library.Library("ssmquant", "DEF")
 _OPS: dict[str, Op] = {}
 _BACKEND: ContextVar[str | None] = ContextVar("ssmquant_backend", default=None)
 REFERENCE = "reference"
+_BACKENDS = {"cpu": "cpu", "cuda": "triton"}  # device type -> the module beside the op that registers its kernels
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Op:
         self.check = check
         self.reference = reference
         self.kernels: list[Kernel] = []
+        self._package = check.__module__
+        self._missing: dict[str, list[str]] = {}  # by device whose kernels were looked for: why there are none
         _LIBRARY.define(schema)
         _LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"ssmquant::{self.name}", fake, lib=_LIBRARY)
@@ -97,6 +106,7 @@ class Op:
         if wanted == REFERENCE:
             return None, reasons
         device = next(a.device.type for a in args if isinstance(a, Tensor))
+        reasons += self._discover(device)
         for kernel in self.kernels:
             if kernel.device != device or wanted not in (None, kernel.backend):
                 continue
@@ -110,6 +120,19 @@ class Op:
                 f"{'; '.join(reasons) or 'it has no kernel for this op'}; leave use_backend away or use 'reference'"
             )
         return None, reasons
+
+    def _discover(self, device: str) -> list[str]:
+        """Import the op's kernels for a device, once; return why there are none, if that is so."""
+        if device not in self._missing:
+            self._missing[device] = []
+            backend = _BACKENDS.get(device)
+            module = f"{self._package}.{backend}"
+            if backend and find_spec(module):
+                try:
+                    import_module(module)
+                except ImportError as error:
+                    self._missing[device] = [f"{backend}: {error}"]
+        return self._missing[device]
 
     def _run(self, *args: Any) -> Any:
         self.check(*args)
@@ -134,7 +157,7 @@ def use_backend(backend: str) -> Iterator[None]:
     Args:
         backend: ``reference`` or the backend of a registered kernel.
     """
-    known = {REFERENCE} | {kernel.backend for op in _OPS.values() for kernel in op.kernels}
+    known = {REFERENCE, *_BACKENDS.values()} | {kernel.backend for op in _OPS.values() for kernel in op.kernels}
     if backend not in known:
         raise InputError(f"backend {backend!r} is not registered; {nearest(backend, known)}")
     token = _BACKEND.set(backend)
