@@ -1,0 +1,11 @@
+#include "kernels/table.hpp"
+
+#define SSMQUANT_STRING(name) #name
+#define SSMQUANT_NAME(name) SSMQUANT_STRING(name)
+
+namespace ssmquant::SSMQUANT_ISA {
+
+extern const Kernels table;
+const Kernels table = {SSMQUANT_NAME(SSMQUANT_ISA), pointwise};
+
+}  // namespace ssmquant::SSMQUANT_ISA

@@ -1,0 +1,14 @@
+// The Python extension `ssmquant._native`. Each bind_* function is in a source of its own beside this one.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "kernels/kernels.hpp"
+#include "python/bindings.hpp"
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, m) {
+  m.doc() = "C++ kernels and CPU engine of ssmquant";
+  m.def("isa", [] { return std::string(ssmquant::kernels().isa); }, "Instruction set that the kernels use.");
+  ssmquant::bind_pointwise(m);
+}
