@@ -133,7 +133,7 @@ def test_no_window_is_refused() -> None:
 
 def test_a_model_out_of_range_is_refused() -> None:
     statistics = Statistics.empty({"layers.0.x": ("absmax",)})
-    for observer in statistics.observers("layers.0.x"):
+    for observer in statistics.sites["layers.0.x"].values():
         observer.update(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(SsmquantError, match=r"layers\.0\.x.* NaN or infinity"):
         statistics.absmax("layers.0.x")

@@ -228,7 +228,7 @@ def recipe_file(folder: Path, rules: str, *, transforms: str = "[]") -> Path:
             "- {match: [layers.*.out_proj.weight], scheme: least}",
             ["out_proj.weight", "mse", "quantizer"],
         ),
-        ("mamba", "- {match: [embedding.weight], scheme: group}", ["embedding.weight", "linear layers"]),
+        ("mamba", "- {match: [embedding.weight], scheme: table}", ["embedding.weight", "linear layers"]),
         ("mamba", "- {match: [layers.*.conv1d.weight], scheme: group}", ["conv1d.weight", "linear layers"]),
         (
             "mamba",

@@ -26,7 +26,7 @@ def test_a_chain_of_three(tmp_path: Path) -> None:
         """
         extends: quamba2-w4a16
         rules:
-          - {match: [layers.0.in_proj.weight], scheme: row}
+          - {match: [layers.0.in_proj.weight], scheme: int8}
         """,
     )
     assert first.transforms == ()
@@ -63,15 +63,16 @@ def test_lists_go_on_mappings_are_joined_and_the_rest_is_replaced(tmp_path: Path
         **base.schemes,
         "group": TensorScheme(bits=4, granularity="per-group", group_size=64),
     }
-    assert mine.rules == base.rules
+    assert mine.rules == load_recipe("quamba2-w4a8+quantizer=rtn").rules  # what stands for an option follows it
 
 
 def test_own_rules_win_over_those_of_the_base() -> None:
     base, recipe = load_recipe("quamba2-w8a8"), load_recipe("quamba2-w4a8")
     assert recipe.rules[: len(base.rules)] == base.rules
-    own = recipe.rules[len(base.rules) :]
-    assert {rule.scheme for rule in own} == {"group"}
-    assert all(rule.match == ("layers.*.in_proj.weight", "layers.*.out_proj.weight") for rule in own)
+    projections, *heads = recipe.rules[len(base.rules) :]
+    assert projections.match == ("layers.*.in_proj.weight", "layers.*.out_proj.weight")
+    assert (projections.scheme, projections.quantizer) == ("group", "gptq")
+    assert all("int4" in rule.when.values() for rule in heads)
 
 
 def test_the_name_is_that_of_the_file_or_its_own(tmp_path: Path) -> None:
@@ -108,12 +109,12 @@ def test_only_a_shipped_recipe_can_be_extended(tmp_path: Path, base: str) -> Non
 
 def test_what_the_extension_makes_impossible_is_told(tmp_path: Path) -> None:
     """A rule of the base asks for an option by a value that the extension has taken away."""
-    with pytest.raises(RecipeError, match=r"recipe .*mine\.yaml: .*quantizer=gptq, which is no option"):
+    with pytest.raises(RecipeError, match=r"recipe .*mine\.yaml: .*head=int8, which is no option"):
         extension(
             tmp_path,
             """
             extends: quamba2-w4a8
             options:
-              quantizer: {help: without the other, choices: [rtn, nearest], default: rtn}
+              head: {help: without the others, choices: [float16, int4], default: int4}
             """,
         )

@@ -27,6 +27,7 @@ SCHEMES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "float", "bits": 16}, "float16"),
     ({"kind": "float", "bits": 32}, "float32"),
     ({"kind": "lut", "bits": 4, "granularity": "per-channel"}, "lut4 per-channel"),
+    ({"granularity": "per-channel", "outlier_threshold": 6.0}, "int8 per-channel + float16 from 6"),
 ]
 
 PER_GROUP = {"granularity": "per-group"}
@@ -59,6 +60,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dynamic": True}, "a dynamic scale is per-token, not per-tensor"),
     ({"dynamic": True, "granularity": "per-channel"}, "a dynamic scale is per-token, not per-channel"),
     ({"interval": 0}, "greater than or equal to 1"),
+    ({"outlier_threshold": 6.0}, "outlier_threshold goes with symmetric int8 codes per-channel"),
+    (
+        {"granularity": "per-channel", "bits": 4, "outlier_threshold": 6.0},
+        "outlier_threshold goes with symmetric int8 codes per-channel",
+    ),
+    ({"granularity": "per-channel", "outlier_threshold": 0.0}, "greater than 0"),
     ({"scale_dtype": "float16"}, "Input should be 'float32'"),
     ({"bit": 4}, "Extra inputs are not permitted"),
     ({"group-size": 4}, "Extra inputs are not permitted"),

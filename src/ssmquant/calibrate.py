@@ -3,7 +3,7 @@
 Windows run one by one, so that a statistic is the same bit for bit in whatever order or shards they are run:
 ``calibrate(a).merge(calibrate(b))`` equals ``calibrate(a and b)``. Observers of activations see them on the way
 through the model; those of weights see the gradient of each window's next-token loss. Statistics are cached on
-disk under a hash of the model's tensors, the tokens, and what was gathered.
+disk under a hash of the model's tensors, the tokens, and what was gathered, with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,12 +33,18 @@ from ssmquant.modules.mixer import StateSite
 from ssmquant.runtime.engine import Engine
 from ssmquant.statistics import Needs, Statistics
 
-__all__ = ["Progress", "cache_folder", "calibrate", "calibrate_cached"]
+__all__ = ["Gather", "Progress", "cache_folder", "calibrate", "calibrate_cached"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
-_CACHE_VERSION = 1
+Gather = Callable[[Shell, Tensor, Needs, Progress | None], Statistics]
+"""What `calibrate` is, or does the same elsewhere."""
+
+_CACHE_VERSION = 2
+_ACTIVATIONS = "activations"
+_GRADIENTS = "gradients"
+_SECONDS = "seconds"
 _LOG = logging.getLogger(__name__)
 
 
@@ -64,12 +72,21 @@ def calibrate(shell: Shell, windows: Tensor, needs: Needs, progress: Progress | 
     return statistics
 
 
+@contextmanager
+def _timed(statistics: Statistics, during: str) -> Iterator[None]:
+    """Note the seconds of a pass, those of its observers left out."""
+    start, before = perf_counter(), sum(statistics.seconds.values())
+    yield
+    observers = sum(statistics.seconds.values()) - before
+    statistics.seconds[during] = perf_counter() - start - observers
+
+
 def _observe_activations(
     shell: Shell, windows: Tensor, statistics: Statistics, sites: Sequence[str], progress: Progress | None
 ) -> None:
     modules = dict(shell.activations())
     engine = Engine(shell)
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, _timed(statistics, _ACTIVATIONS):
         for site in sites:
             handle = modules[site].register_forward_hook(_hook(statistics, site))
             hooks.callback(handle.remove)
@@ -89,7 +106,7 @@ def _observe_gradients(
             f"gradients need a next token to predict: sequences of 2 tokens at least, not {windows.shape[1]}"
         )
     weights = dict(shell.weights())
-    with ExitStack() as undo:
+    with ExitStack() as undo, _timed(statistics, _GRADIENTS):
         for parameter in shell.model.parameters():
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
@@ -121,8 +138,7 @@ def _branch(block: Block, residual: Tensor) -> Tensor:
 def _gradient_hook(statistics: Statistics, site: str) -> Callable[[Tensor], None]:
     def observe(weight: Tensor) -> None:
         assert weight.grad is not None
-        for observer in statistics.observers(site):
-            observer.update(weight.grad[None])
+        statistics.update(site, weight.grad[None], during=_GRADIENTS)
         weight.grad = None
 
     return observe
@@ -133,8 +149,7 @@ def _hook(statistics: Statistics, site: str) -> Callable[[nn.Module, tuple[Any, 
         (x,) = inputs
         # Tokens (or sequences, for a state) first; a state keeps its rows and d_state apart.
         x = x.flatten(1, -2) if isinstance(module, StateSite) else x.flatten(0, -2)
-        for observer in statistics.observers(site):
-            observer.update(x)
+        statistics.update(site, x, during=_ACTIVATIONS)
 
     return observe
 
@@ -150,9 +165,17 @@ def cache_folder() -> Path:
 
 
 def calibrate_cached(
-    shell: Shell, windows: Tensor, needs: Needs, progress: Progress | None = None, *, cache: Path | None
+    shell: Shell,
+    windows: Tensor,
+    needs: Needs,
+    progress: Progress | None = None,
+    *,
+    cache: Path | None,
+    gather: Gather | None = None,
 ) -> Statistics:
     """Return `calibrate`'s result, as far as possible from the cache: only what is not there yet is gathered.
+
+    Of several processes that want the same, one gathers and the others wait for it.
 
     Args:
         shell: the float model.
@@ -160,9 +183,11 @@ def calibrate_cached(
         needs: observers wanted, by site.
         progress: called after each window.
         cache: folder of the cache; None for no cache.
+        gather: gathers what is missing; by default `calibrate`.
     """
+    gather = gather or calibrate
     if cache is None:
-        return calibrate(shell, windows, needs, progress)
+        return gather(shell, windows, needs, progress)
     key = {
         "version": _CACHE_VERSION,
         "model": combined(digests(shell.model.state_dict())),
@@ -171,11 +196,24 @@ def calibrate_cached(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / "calibration" / f"{name}.safetensors"
-    statistics = _read(path)
-    if missing := statistics.lacking(needs):
-        statistics = statistics.joined(calibrate(shell, windows, missing, progress))
-        _write(path, statistics)
+    with _locked(cache / "locks" / name):
+        statistics = _read(path)
+        if missing := statistics.lacking(needs):
+            statistics = statistics.joined(gather(shell, windows, missing, progress))
+            _write(path, statistics)
     return statistics
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes out; where no lock can be had they are not, and at worst do the same work twice."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(path))
+        except (OSError, NotImplementedError) as error:
+            _LOG.warning("the cache of statistics is not locked: %s (%s)", path, error)
+        yield
 
 
 def _constants(block: Block) -> str:
@@ -187,8 +225,11 @@ def _constants(block: Block) -> str:
 def _read(path: Path) -> Statistics:
     """Return the statistics of a cache entry; none if it is missing or damaged."""
     try:
-        return Statistics.from_tensors(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError):
+        statistics = Statistics.from_tensors(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            statistics.seconds.update(json.loads(file.metadata()[_SECONDS]))
+        return statistics
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return Statistics()
 
 
@@ -197,7 +238,8 @@ def _write(path: Path, statistics: Statistics) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in statistics.to_tensors().items()}, partial)
+        tensors = {name: tensor.contiguous() for name, tensor in statistics.to_tensors().items()}
+        save_file(tensors, partial, metadata={_SECONDS: json.dumps(statistics.seconds)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         _LOG.warning("calibration is not cached: %s cannot be written (%s)", path, error)

@@ -2,7 +2,8 @@
 
 transforms change a copy of the float model (its tensors are shared until replaced);
 calibration sees the transformed float model;
-the quantised model is built empty from the plan and filled layer by layer.
+the quantised model is built empty from the plan and filled layer by layer;
+weights whose quantizer is a sequential one come last, with the text running through the quantised model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmquant.calibrate import Progress, cache_folder, calibrate_cached
+from ssmquant.calibrate import Gather, Progress, cache_folder, calibrate_cached
 from ssmquant.data import calibration_windows
 from ssmquant.errors import ModelError, SsmquantError
 from ssmquant.families import Shell, build
@@ -25,6 +26,7 @@ from ssmquant.quantizers import QUANTIZERS
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe
 from ssmquant.resolution import resolve
+from ssmquant.sequential import quantise_in_sequence
 from ssmquant.statistics import Needs, Statistics
 from ssmquant.transforms import TRANSFORMS, Context
 
@@ -41,6 +43,7 @@ def quantize(
     seqlen: int = 512,
     progress: Progress | None = None,
     cache: bool = True,
+    gather: Gather | None = None,
 ) -> Model:
     """Return a quantised copy of a float model; the model itself is not changed.
 
@@ -52,6 +55,7 @@ def quantize(
         seqlen: tokens of each.
         progress: called with (what, done, total).
         cache: whether statistics may come from and go to the cache.
+        gather: gathers statistics that are not there yet; by default `ssmquant.calibrate.calibrate`.
 
     Raises:
         ModelError: the model is quantised already, or has no tokenizer for the text.
@@ -64,15 +68,22 @@ def quantize(
         )
     plan = resolve(load_recipe(recipe), model.config, tied=model.shell.tied)
     shell = _clone(model.shell, tied=plan.tied)
-    calibrator = _Calibrator(model, calibration, samples, seqlen, progress, cache_folder() if cache else None)
+    calibrator = _Calibrator(
+        model, calibration, samples, seqlen, progress, cache_folder() if cache else None, gather
+    )
     context = Context(plan.schemes)
     for name in plan.transforms:
         context.statistics = calibrator(shell, TRANSFORMS[name].needs(shell))
         context.params = plan.params.get(name, {})
         TRANSFORMS[name].apply(shell, context)
     statistics = calibrator(shell, _needs(plan))
-    quantised = build(model.config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+    coded = [row for row in plan.weights() if not row.scheme.is_float]
+    later = [row for row in coded if QUANTIZERS[row.quantizer].sequential]
+    first = {name: s for name, s in plan.schemes.items() if name not in {row.site.name for row in later}}
+    quantised = build(model.config, first, hadamard=plan.hadamard, tied=plan.tied)
     _fill(quantised, shell, plan, statistics, context.groups, progress)
+    if later:
+        quantise_in_sequence(quantised, later, calibrator.windows, progress)
     return Model(model.name, quantised, model.tokenizer, plan, calibrator.provenance)
 
 
@@ -97,9 +108,10 @@ class _Calibrator:
         seqlen: int,
         progress: Progress | None,
         cache: Path | None,
+        gather: Gather | None,
     ) -> None:
         self._model, self._text, self._samples, self._seqlen = model, text, samples, seqlen
-        self._progress, self._cache = progress, cache
+        self._progress, self._cache, self._gather = progress, cache, gather
         self._windows: Tensor | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -107,6 +119,13 @@ class _Calibrator:
         """Return the statistics that are needed; none are if nothing is."""
         if not needs:
             return Statistics()
+        return calibrate_cached(
+            shell, self.windows, needs, self._progress, cache=self._cache, gather=self._gather
+        )
+
+    @property
+    def windows(self) -> Tensor:
+        """The calibration text, int64 ``[n, L]``."""
         if self._windows is None:
             if self._model.tokenizer is None:
                 raise ModelError(
@@ -121,14 +140,15 @@ class _Calibrator:
                 "seqlen": self._seqlen,
                 "tokens_digest": digest(self._windows),
             }
-        return calibrate_cached(shell, self._windows, needs, self._progress, cache=self._cache)
+        return self._windows
 
 
 def _needs(plan: Plan) -> Needs:
     """Return the statistics that the plan's ranges and quantizers need."""
     needs = dict(needed(plan.activation_schemes))
     for row in plan.rows:
-        wanted, source = QUANTIZERS[row.quantizer].needs, statistic_site(row)
+        quantizer, source = QUANTIZERS[row.quantizer], statistic_site(row)
+        wanted = None if quantizer.sequential else quantizer.needs
         if wanted and source and not row.scheme.is_float:
             needs[source] = tuple(dict.fromkeys((*needs.get(source, ()), wanted)))
     return needs

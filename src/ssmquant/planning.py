@@ -51,6 +51,12 @@ class PlanRow:
     rule: str
     quantizer: str = "rtn"
 
+    def weight_bytes(self) -> int:
+        """Bytes of a weight at rest."""
+        out, columns = self.site.dims.values()
+        specs = format_for(self.scheme).tensors((out, columns), self.scheme).values()
+        return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,18 +95,18 @@ class Plan:
         """Whether y is transformed online before out_proj."""
         return any(TRANSFORMS[name].online for name in self.transforms)
 
+    def weights(self) -> list[PlanRow]:
+        """Rows of the quantisable weights, without that of a tied head, in the order of the data flow."""
+        rows = (row for row in self.rows if row.site.kind is SiteKind.WEIGHT)
+        return [row for row in rows if not (self.tied and row.site.name == "lm_head.weight")]
+
     def weight_bytes(self) -> int:
         """Bytes of the quantisable weights at rest."""
-        return sum(
-            _weight_bytes(row) for row in self.rows if not (self.tied and row.site.name == "lm_head.weight")
-        )
+        return sum(row.weight_bytes() for row in self.weights())
 
     def float_bytes(self) -> int:
         """Bytes of the same weights in 16 bits, as models are distributed."""
-        tied = any(row.site.name == "lm_head.weight" for row in self.rows) and self.tied
-        numels = (r.site.numel for r in self.rows if r.site.kind is SiteKind.WEIGHT)
-        head = next((r.site.numel for r in self.rows if r.site.name == "lm_head.weight"), 0)
-        return 2 * (sum(numels) - (head if tied else 0))
+        return 2 * sum(row.site.numel for row in self.weights())
 
     def summary(self) -> dict[str, int]:
         """Return how many sites have each scheme."""
@@ -201,14 +207,6 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _weight_bytes(row: PlanRow) -> int:
-    if row.site.kind is not SiteKind.WEIGHT:
-        return 0
-    out, columns = row.site.dims.values()
-    specs = format_for(row.scheme).tensors((out, columns), row.scheme).values()
-    return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
 
 def input_site(weight: Site) -> str | None:

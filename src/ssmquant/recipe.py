@@ -5,11 +5,13 @@ A recipe is asked for by reference: ``NAME_OR_FILE[+option=value…][+keep=PATTE
     load_recipe("quamba2-w8a8+ssm_state=float16+keep=layers.*.y")
 
 Later rules win over earlier ones; a site that no rule matches stays float32; ``keep`` leaves sites in float32. A file
-may extend a shipped recipe (``extends: quamba2-w8a8``): its rules and transforms come after the other's.
+may extend a shipped recipe (``extends: quamba2-w8a8``): its rules and transforms come after the other's. ``$name`` in
+place of a value (``group_size: $group_size``) stands for what is chosen for that option.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -32,24 +34,50 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# Options whose values cannot be listed: how they are written, for the machine and in words.
+_FORMS = {
+    "whole": (r"[1-9]\d*", "a whole number above 0"),
+}
+
+
 class Option(_Strict):
     """A choice that a recipe leaves to the user.
 
     Attributes:
         help: one line.
-        choices: what it may be.
+        choices: what it may be, where that can be listed.
+        form: how it is written, where it cannot: ``whole``, a whole number above 0.
         default: what it is unless asked otherwise.
     """
 
     help: str
-    choices: tuple[str, ...] = Field(min_length=2)
+    choices: tuple[str, ...] | None = Field(default=None, min_length=2)
+    form: Literal["whole"] | None = None
     default: str
 
     @model_validator(mode="after")
-    def _default_is_a_choice(self) -> Self:
-        if self.default not in self.choices:
-            raise ValueError(f"default {self.default!r} is none of the choices {list(self.choices)}")
+    def _default_is_possible(self) -> Self:
+        if (self.choices is None) == (self.form is None):
+            raise ValueError("an option has either choices or a form")
+        if reason := self.refuses(self.default):
+            raise ValueError(f"default {self.default!r} {reason}")
         return self
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What it may be, in words for tables; the default first."""
+        if self.form:
+            return (self.default, _FORMS[self.form][1])
+        assert self.choices
+        return tuple(sorted(self.choices, key=self.default.__ne__))
+
+    def refuses(self, value: str) -> str | None:
+        """Return why the option cannot have a value, to be read after the value; None if it can."""
+        if self.form:
+            pattern, words = _FORMS[self.form]
+            return None if re.fullmatch(pattern, value) else f"is not {words}"
+        assert self.choices
+        return None if value in self.choices else f"is none of the choices; {nearest(value, self.choices)}"
 
 
 class _Conditional(_Strict):
@@ -125,7 +153,7 @@ class Recipe(_Strict):
                 )
         for settings in (self.chosen, *(step.when for step in (*self.rules, *self.transforms))):
             for name, value in settings.items():
-                if name not in self.options or value not in self.options[name].choices:
+                if name not in self.options or self.options[name].refuses(value):
                     raise ValueError(f"it has {name}={value}, which is no option of the recipe")
         return self
 
@@ -139,29 +167,6 @@ class Recipe(_Strict):
         """The reference that asks for this recipe with these options."""
         words = [self.name, *(f"{k}={v}" for k, v in self.chosen.items()), *(f"keep={p}" for p in self.keep)]
         return "+".join(words)
-
-    def with_options(self, words: list[str]) -> Recipe:
-        """Return the recipe under ``option=value`` and ``keep=PATTERN`` words.
-
-        Raises:
-            RecipeError: an option or value is unknown.
-        """
-        chosen, keep = dict(self.chosen), list(self.keep)
-        for word in words:
-            name, equals, value = word.partition("=")
-            if not equals:
-                raise RecipeError(f"recipe {self.name!r}: options are written option=value, found {word!r}")
-            if name == "keep":
-                keep.append(value)
-            elif name not in self.options:
-                hint = nearest(name, [*self.options, "keep"])
-                raise RecipeError(f"recipe {self.name!r} has no option {name!r}; {hint}")
-            elif value not in self.options[name].choices:
-                hint = nearest(value, self.options[name].choices)
-                raise RecipeError(f"recipe {self.name!r}: {name} cannot be {value!r}; {hint}")
-            else:
-                chosen[name] = value
-        return self.model_copy(update={"chosen": chosen, "keep": tuple(keep)})
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -186,10 +191,61 @@ def load_recipe(reference: str | Path | Recipe) -> Recipe:
     name, words = _taken_apart(str(reference))
     content = _read(name)
     try:
-        recipe = Recipe.model_validate(content)
+        options = _Options.model_validate({"options": content.get("options", {})}).options
+        asked = _asked_for(content["name"], options, words)
+        content = _extended(content, asked)
+        settings = {key: option.default for key, option in options.items()}
+        if isinstance(content.get("chosen"), dict):
+            settings |= content["chosen"]
+        parts = {key: _substituted(content[key], settings, name) for key in _TEMPLATES & content.keys()}
+        return Recipe.model_validate({**content, **parts})
     except ValidationError as error:
         raise RecipeError(f"recipe {name}: {_explain(error)}") from error
-    return recipe.with_options(words)
+
+
+class _Options(_Strict):
+    """The options of a recipe, of which the rest of it is made."""
+
+    options: Mapping[str, Option]
+
+
+# Parts of a recipe in which ``$name`` stands for an option.
+_TEMPLATES = {"transforms", "schemes", "rules"}
+
+
+def _asked_for(recipe: str, options: Mapping[str, Option], words: list[str]) -> dict[str, Any]:
+    """Return what ``option=value`` and ``keep=PATTERN`` words add to a recipe."""
+    chosen: dict[str, str] = {}
+    keep: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise RecipeError(f"recipe {recipe!r}: options are written option=value, found {word!r}")
+        if name == "keep":
+            keep.append(value)
+        elif name not in options:
+            hint = nearest(name, [*options, "keep"])
+            raise RecipeError(f"recipe {recipe!r} has no option {name!r}; {hint}")
+        elif reason := options[name].refuses(value):
+            raise RecipeError(f"recipe {recipe!r}: {name}={value!r} {reason}")
+        else:
+            chosen[name] = value
+    return {key: value for key, value in (("chosen", chosen), ("keep", keep)) if value}
+
+
+def _substituted(part: Any, settings: Mapping[str, str], recipe: str) -> Any:
+    """Return a part of a recipe with every value ``$name`` replaced by what the option of that name is set to."""
+    if isinstance(part, dict):
+        return {key: _substituted(value, settings, recipe) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_substituted(value, settings, recipe) for value in part]
+    if not isinstance(part, str) or not part.startswith("$"):
+        return part
+    if part[1:] not in settings:
+        raise RecipeError(
+            f"recipe {recipe}: {part!r} stands for no option of it; {nearest(part[1:], settings)}"
+        )
+    return settings[part[1:]]
 
 
 def _taken_apart(reference: str) -> tuple[str, list[str]]:

@@ -11,6 +11,7 @@ from ssmquant.families import family_of, model_sites
 from ssmquant.formats import format_for
 from ssmquant.modules.activation import scale_shape
 from ssmquant.modules.mixer import StateSite
+from ssmquant.modules.weights import CausalConv1d, Embedding, Linear, Weight
 from ssmquant.planning import LINEARS, Plan, PlanRow, input_site, statistic_site
 from ssmquant.quantizers import QUANTIZERS
 from ssmquant.recipe import Recipe, Rule
@@ -108,6 +109,10 @@ def _check(row: PlanRow, schemes: Mapping[str, TensorScheme], transforms: tuple[
             raise RecipeError("per-head-group scales need the transform 'reorder', which finds the groups")
         if site.kind is not SiteKind.WEIGHT and not scheme.symmetric:
             raise RecipeError("zero points are for weights; make this scheme symmetric")
+        if site.kind is not SiteKind.WEIGHT and scheme.quantises_input:
+            raise RecipeError(
+                "an outlier_threshold is for the weight whose layer reads this; leave this float"
+            )
         if site.kind is SiteKind.ACTIVATION and not scheme.is_float:
             for consumer in site.consumers:
                 _check_linear(site, scheme, consumer, schemes)
@@ -116,9 +121,10 @@ def _check(row: PlanRow, schemes: Mapping[str, TensorScheme], transforms: tuple[
 
 
 def _check_weight(row: PlanRow) -> None:
-    eight_bits = row.scheme.kind == "int" and row.scheme.bits == 8
-    if input_site(row.site) is None and not (row.scheme.is_float or eight_bits):
-        raise RecipeError(f"{row.scheme.short()!r} is for linear layers; use int8 or a float here")
+    stage: type[Weight] = {"embedding": Embedding, "conv1d": CausalConv1d}.get(row.site.consumers[0], Linear)
+    if stage.formats and format_for(row.scheme).name not in stage.formats:
+        usable = ", ".join(stage.formats).replace("dense", "a float")
+        raise RecipeError(f"{row.scheme.short()!r} is for linear layers; have {usable} here")
 
 
 def _check_range(site: Site, scheme: TensorScheme) -> None:

@@ -81,6 +81,8 @@ class TensorScheme(BaseModel):
         range: rule for a static range.
         percentile: percentage of magnitudes inside the range, for the percentile rule (99.999, say).
         mixed: for a weight of which some input channels are int8 and whose layer quantises its own input.
+        outlier_threshold: for an int8 weight whose layer quantises its own input, but for columns in which a token
+            reaches this magnitude (LLM.int8(), arXiv 2208.07339); those are multiplied in float16.
         sparse: for a table of values: percentage of the weights that are stored exactly, in float16, beside the codes.
         interval: for a recurrent state that is not float32: the tokens between two roundings of the state.
         scale_dtype: type of the stored scales.
@@ -99,6 +101,7 @@ class TensorScheme(BaseModel):
     range: RangeRule = RangeRule.ABSMAX
     percentile: float | None = Field(default=None, gt=50.0, le=100.0)
     mixed: MixedPrecision | None = None
+    outlier_threshold: float | None = Field(default=None, gt=0.0)
     sparse: float | None = Field(default=None, gt=0.0, le=10.0)
     interval: int | None = Field(default=None, ge=1)
     scale_dtype: Literal["float32"] = "float32"
@@ -122,6 +125,16 @@ class TensorScheme(BaseModel):
         needs(self.percentile is not None, self.range is RangeRule.PERCENTILE, "percentile")
         if self.mixed and not (self.kind == "int" and self.bits == 4 and self.group_size and self.symmetric):
             raise ValueError(f"mixed goes with symmetric int4 codes per-group, not with {self.short()!r}")
+        int8_rows = (
+            self.kind == "int"
+            and self.bits == 8
+            and self.granularity is Granularity.PER_CHANNEL
+            and self.symmetric
+        )
+        if self.outlier_threshold is not None and not int8_rows:
+            raise ValueError(
+                f"an outlier_threshold goes with symmetric int8 codes per-channel, not with {self.short()!r}"
+            )
         if self.sparse is not None and self.kind != "lut":
             raise ValueError(f"sparse goes with a table of values (lut), not with {self.short()!r}")
         plain = self.range is RangeRule.ABSMAX and self.symmetric
@@ -151,6 +164,11 @@ class TensorScheme(BaseModel):
         """Whether the tensor has integer codes with scales known before run time."""
         return self.kind == "int" and not self.dynamic
 
+    @property
+    def quantises_input(self) -> bool:
+        """Whether a weight's layer finds codes for its float input itself."""
+        return self.mixed is not None or self.outlier_threshold is not None
+
     def short(self) -> str:
         """Return a word for tables: ``int8 per-channel``, ``int8 per-token dynamic``, ``float32``."""
         if self.is_float:
@@ -162,6 +180,8 @@ class TensorScheme(BaseModel):
             words.append(str(self.group_size))
         if self.mixed:
             words.append(f"+ {self.mixed.outliers} int8, activations int{self.mixed.activation_bits}")
+        if self.outlier_threshold is not None:
+            words.append(f"+ float16 from {self.outlier_threshold:g}")
         if not self.symmetric:
             words.append("asymmetric")
         if self.sparse:

@@ -6,8 +6,9 @@ stats.absmax("layers.0.x")       # float32 [d_inner]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -29,18 +30,31 @@ class Statistics:
 
     Attributes:
         sites: observers by site name and observer name.
+        seconds: what gathering them took, where it was measured: of a pass over the text by the pass's name, of an
+            observer by ``pass|site|observer``. No part of what was seen: statistics with other times are equal.
     """
 
     sites: dict[str, dict[str, Observer]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def empty(cls, needs: Needs) -> Statistics:
         """Return statistics that have seen nothing, with the observers asked for."""
         return cls({site: {name: OBSERVERS[name]() for name in names} for site, names in needs.items()})
 
-    def observers(self, site: str) -> Iterator[Observer]:
-        """Return the observers of a site."""
-        yield from self.sites[site].values()
+    def update(self, site: str, x: Tensor, *, during: str) -> None:
+        """Show the observers of a site some more of its tensor, and note how long each took.
+
+        Args:
+            site: name of the site.
+            x: what they are to see, see `Observer.update`.
+            during: name of the pass.
+        """
+        for name, observer in self.sites[site].items():
+            start = perf_counter()
+            observer.update(x)
+            key = _SEPARATOR.join((during, site, name))
+            self.seconds[key] = self.seconds.get(key, 0.0) + perf_counter() - start
 
     def merge(self, other: Statistics) -> Statistics:
         """Return the statistics of both data sets; the order does not matter.
@@ -56,7 +70,11 @@ class Statistics:
             {
                 site: {name: observer.merge(other.sites[site][name]) for name, observer in observers.items()}
                 for site, observers in self.sites.items()
-            }
+            },
+            {
+                key: self.seconds.get(key, 0.0) + other.seconds.get(key, 0.0)
+                for key in self.seconds | other.seconds
+            },
         )
 
     def lacking(self, needs: Needs) -> dict[str, tuple[str, ...]]:
@@ -72,7 +90,16 @@ class Statistics:
         sites = dict(self.sites)
         for site, observers in other.sites.items():
             sites[site] = {**sites.get(site, {}), **observers}
-        return Statistics(sites)
+        return Statistics(sites, self.seconds | other.seconds)
+
+    def cost(self, needs: Needs) -> float:
+        """Return the seconds that gathering some needs alone takes: each pass once, and their observers."""
+        wanted: set[str] = set()
+        for key in self.seconds:
+            during, *place = key.split(_SEPARATOR)
+            if place and place[1] in needs.get(place[0], ()):
+                wanted |= {key, during}
+        return sum(self.seconds.get(key, 0.0) for key in wanted)
 
     def absmax(self, site: str) -> Tensor:
         """Return the largest magnitude a channel of a site, float32."""

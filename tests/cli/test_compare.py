@@ -10,6 +10,7 @@ import pytest
 
 from ssmquant import loading
 from ssmquant.data import builtin_model
+from ssmquant.errors import InputError
 from ssmquant.report import compare as module
 from ssmquant.report.timing import Relative
 
@@ -30,7 +31,8 @@ RECIPES = ("--recipes", "quamba2-w8a8+ssm_state=float32, fp16")
 
 
 @pytest.fixture(autouse=True)
-def given_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def given_times(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("SSMQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(
         module, "relative_times", lambda *_: (Relative(1.0, 1.25, 1.5), Relative(2.0, 2.5, 3.0))
     )
@@ -61,6 +63,30 @@ def test_one_run_gives_one_table_one_json_file_and_one_page(
     assert json.loads(file.read_text(encoding="utf-8"))["rows"] == result["rows"]
 
 
+@pytest.mark.parametrize(
+    ("options", "executor", "workers"),
+    [((), "Serial", None), (("--jobs", 1), "Serial", None), (("--jobs", 3), "Processes", 3)],
+)
+def test_jobs_are_processes(
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    executor: str,
+    workers: int | None,
+) -> None:
+    found: list[Any] = []
+
+    def recorded(*_: object, **options: object) -> None:
+        found.append(options["executor"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(module, "compare", recorded)
+    assert "enough" in run("compare", FLOAT, "--recipes", "fp16", *SMALL, *options).stderr
+    (chosen,) = found
+    assert type(chosen).__name__ == executor
+    assert workers is None or chosen.jobs == workers
+
+
 def test_without_a_folder_nothing_is_kept(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = run("compare", FLOAT, "--recipes", "fp16", *SMALL)
@@ -75,6 +101,7 @@ def test_without_a_folder_nothing_is_kept(run: Any, tmp_path: Path, monkeypatch:
         (("--recipes", "fp16,fp61"), "did you mean 'fp16'?"),
         (("--recipes", " , "), "none was given"),
         (("--recipes", "fp16,fp16"), "given twice"),
+        (("--recipes", "fp16", "--jobs", "2", "--ray", "auto"), "choose one"),
         (("--recipes", "fp16", "-o", "{file}"), "found a file"),
         (("--recipes", "fp16", "-o", "{folder}"), "other things"),
         (("--recipes", "fp16", "--json", "{folder}"), "is a folder"),

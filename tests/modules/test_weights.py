@@ -20,6 +20,7 @@ from ssmquant.tolerance import assert_float32
 from .build import HALF, ROW, TENSOR, TOKEN, round_to_nearest
 
 INT4 = TensorScheme(bits=4, granularity=Granularity.PER_GROUP, group_size=4)
+ASYMMETRIC = TensorScheme(bits=4, granularity="per-group", group_size=4, symmetric=False)
 MAKE: dict[str, Callable[[TensorScheme], Weight]] = {
     "linear": lambda scheme: Linear(8, 6, bias=True, scheme=scheme),
     "embedding": lambda scheme: Embedding((6, 8), scheme),
@@ -28,7 +29,7 @@ MAKE: dict[str, Callable[[TensorScheme], Weight]] = {
 INTEGER = [
     pytest.param(stage, scheme, id=f"{stage} {scheme.short()}")
     for stage in MAKE
-    for scheme in (TENSOR, ROW, *([INT4] if stage == "linear" else []))
+    for scheme in (TENSOR, ROW, *([] if stage == "conv1d" else [INT4]))
 ]
 EVERY = INTEGER + [
     pytest.param(stage, scheme, id=f"{stage} {scheme.short()}")
@@ -155,12 +156,22 @@ def test_a_linear_layer_quantises_its_output(scheme: TensorScheme) -> None:
     assert torch.equal(weight(x, scale_out), numerics.quantize(weight(x), scale_out))
 
 
-@pytest.mark.parametrize("stage", ["embedding", "conv1d"])
-def test_a_stage_without_an_op_for_a_format_refuses_it(stage: str) -> None:
-    with pytest.raises(
-        RecipeError, match=r"cannot run .* 'int4 per-group 4' \(format int4\); its formats are dense, int8"
-    ):
-        MAKE[stage](INT4)
+@pytest.mark.parametrize(
+    ("stage", "scheme", "message"),
+    [
+        ("conv1d", INT4, r"'int4 per-group 4' \(format int4\); its formats are dense, int8$"),
+        (
+            "embedding",
+            ASYMMETRIC,
+            r"asymmetric' \(format int4-asymmetric\); its formats are dense, int8, int4$",
+        ),
+    ],
+)
+def test_a_stage_without_an_op_for_a_format_refuses_it(
+    stage: str, scheme: TensorScheme, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"cannot run .* {message}"):
+        MAKE[stage](scheme)
 
 
 def test_a_table_at_rest_in_half_is_read_as_float32() -> None:

@@ -23,10 +23,12 @@ from ssmquant.ops.causal_conv1d import causal_conv1d
 from ssmquant.ops.gate import gate
 from ssmquant.ops.gated_rms_norm import gated_rms_norm
 from ssmquant.ops.hadamard import hadamard
+from ssmquant.ops.int4_embedding import int4_embedding
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.ops.mixed_linear import mixed_linear
+from ssmquant.ops.outlier_linear import outlier_columns, outlier_linear
 from ssmquant.ops.quantize import quantize_per_token, quantize_static
 from ssmquant.ops.registry import Op
 from ssmquant.ops.rms_norm import rms_norm
@@ -231,6 +233,62 @@ def _mixed_cases() -> Iterator[Case]:
 def _compare_mixed(args: Args, got: Tensor) -> None:
     # Codes are exact, and so are the sums of a group: what is left is the sum over groups and outliers.
     _outputs(got, naive.mixed_linear(*args), args[-1], args[3].shape[1] + 1)
+
+
+# outlier_linear
+
+
+def _outlier_cases() -> Iterator[Case]:
+    def make(
+        *tokens: int, k: int, n: int, outliers: int = 3, w: int | None = None, bias: bool = False, out: int = 0,
+        dtype: torch.dtype = torch.float32, threshold: float = 6.0,
+    ) -> Callable[[Draw], Args]:  # fmt: skip
+        """Floats ``[*tokens, k]`` below the threshold but for an element of some columns; out: number of scales."""
+
+        def args(draw: Draw) -> Args:
+            x = draw.uniform(*tokens, k, low=-threshold, high=threshold) * 0.9
+            for column in draw.normal(k).argsort()[:outliers].tolist():
+                if x.numel():
+                    x.reshape(-1, k)[int(draw.ids(1, below=x.numel() // k)), column] = 4.0 * threshold
+            return (
+                x.to(dtype), threshold, draw.codes(n, k), draw.scale(n if w is None else w, absmax=1.0),
+                draw.normal(n) if bias else None, draw.scale(out, absmax=8.0 * k**0.5) if out else None,
+            )  # fmt: skip
+
+        return args
+
+    def at_the_threshold(draw: Draw) -> Args:
+        """6 is an outlier, the float16 number before it is none; a float32 between the two is rounded to one first."""
+        x, *rest = make(4, k=8, n=5, outliers=0)(draw)
+        x[0, 1], x[1, 2], x[2, 3], x[3, 4] = 6.0, -6.0, 6.0 - 2**-8, 6.0 - 2**-11
+        return x, *rest
+
+    def extremes(draw: Draw) -> Args:
+        """Tokens of zeros, of outliers alone, of tiny numbers, and with exact middles between two codes."""
+        x, *rest = make(4, k=24, n=5, outliers=0, threshold=200.0)(draw)
+        middles = torch.cat([torch.arange(23) - 11.5, torch.tensor([127.0])])
+        return torch.stack([x[0] * 0.0, x[0] * 0.0 + 300.0, x[2] * 1e-7, middles]), *rest
+
+    yield Case("no outliers", make(2, 3, k=33, n=5, outliers=0))
+    yield Case("a vector", make(k=19, n=6))
+    yield Case("2x3 tokens", make(2, 3, k=33, n=5))
+    yield Case("one weight scale", make(5, k=33, n=7, w=1))
+    yield Case("every column has one", make(9, k=12, n=7, outliers=12))
+    yield Case("bias", make(5, k=17, n=7, bias=True))
+    yield Case("half precision", make(5, k=33, n=7, dtype=torch.float16))
+    yield Case("another threshold", make(5, k=33, n=7, threshold=0.5))
+    yield Case("at the threshold", at_the_threshold)
+    yield Case("zeros, outliers alone, tiny ones, middles", extremes)
+    yield Case("codes out", make(9, k=65, n=31, out=1))
+    yield Case("codes out, a scale a channel, bias", make(9, k=65, n=31, bias=True, out=31))
+    yield Case("K above one exact block", make(3, k=1041, n=4))
+    yield Case("no tokens", make(0, k=8, n=3))
+
+
+def _compare_outlier(args: Args, got: Tensor) -> None:
+    # The integer sum is exact: what is left is the sum over the outlier columns, and its sum with the other.
+    columns = int(outlier_columns(args[0], args[1]).sum())
+    _outputs(got, naive.outlier_linear(*args), args[-1], columns + 1)
 
 
 # causal_conv1d
@@ -512,6 +570,19 @@ def _embedding_cases() -> Iterator[Case]:
     yield Case("no ids", lambda d: (d.ids(2, 0, below=7), d.codes(7, 3), d.scale(7)))
 
 
+def _embedding4_cases() -> Iterator[Case]:
+    def make(*ids: int, rows: int = 7, width: int = 12, groups: int = 3) -> Callable[[Draw], Args]:
+        return lambda d: (
+            d.ids(*ids, below=rows), d.ids(rows, width // 2, below=256).to(torch.uint8), d.scale(rows, groups),
+        )  # fmt: skip
+
+    yield Case("three groups", make(2, 5))
+    yield Case("one group", make(4, groups=1))
+    yield Case("groups of odd size", make(4, width=10, groups=2))
+    yield Case("int32 ids", lambda d: (make(4)(d)[0].int(), *make(4)(d)[1:]))
+    yield Case("no ids", make(2, 0))
+
+
 def _compare_static(args: Args, got: Tensor) -> None:
     assert_equal_codes(got, naive.quantize_static(*args))
 
@@ -526,10 +597,15 @@ def _compare_embedding(args: Args, got: Tensor) -> None:
     assert_equal_codes(got.view(torch.int32), naive.int8_embedding(*args).view(torch.int32), "row (bits)")
 
 
+def _compare_embedding4(args: Args, got: Tensor) -> None:
+    assert_equal_codes(got.view(torch.int32), naive.int4_embedding(*args).view(torch.int32), "row (bits)")
+
+
 _ALL = (
     Suite(int8_linear, tuple(_linear_cases()), _compare_linear, scale_out=True),
     Suite(int4_linear, tuple(_int4_cases()), _compare_int4, scale_out=True),
     Suite(mixed_linear, tuple(_mixed_cases()), _compare_mixed, scale_out=True),
+    Suite(outlier_linear, tuple(_outlier_cases()), _compare_outlier, scale_out=True),
     Suite(causal_conv1d, tuple(_conv_cases()), _compare_conv, scale_out=True),
     Suite(ssd, tuple(_ssd_cases()), _compare_scan(naive.ssd)),
     Suite(selective_scan, tuple(_selective_scan_cases()), _compare_scan(naive.selective_scan)),
@@ -540,5 +616,6 @@ _ALL = (
     Suite(quantize_static, tuple(_static_cases()), _compare_static),
     Suite(quantize_per_token, tuple(_per_token_cases()), _compare_per_token),
     Suite(int8_embedding, tuple(_embedding_cases()), _compare_embedding),
+    Suite(int4_embedding, tuple(_embedding4_cases()), _compare_embedding4),
 )
 SUITES = {suite.op.name: suite for suite in _ALL}

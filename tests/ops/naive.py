@@ -115,6 +115,31 @@ def int4_linear(
     return emitted(y, scale_out)
 
 
+def outlier_linear(
+    x: Tensor,
+    threshold: float,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    values = array(x.reshape(-1, x.shape[-1])).astype(np.float16).astype(np.float32)
+    outlier = np.abs(values) >= threshold
+    columns = outlier.any(axis=0)
+    below = np.where(outlier, np.float32(0.0), values)
+    scale = array(quantize_per_token(tensor(below), 8)[1])
+    found = np.where(columns, 0, codes(below, scale)).astype(np.int64)
+    scales = np.broadcast_to(array(weight_scale), (len(weight),))
+    rows = array(weight).astype(np.float32) * scales[:, None]
+    exact = values[:, columns].astype(np.float64) @ rows.astype(np.float16)[:, columns].astype(np.float64).T
+    y = (found @ array(weight).astype(np.int64).T).astype(np.float64) * (scale * scales).astype(
+        np.float64
+    ) + exact
+    if bias is not None:
+        y = y + array(bias)
+    return emitted(y.reshape(*x.shape[:-1], len(weight)), scale_out)
+
+
 def mixed_linear(
     x: Tensor,
     order: Tensor,
@@ -157,6 +182,17 @@ def int8_embedding(ids: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     for place, row in enumerate(ids.flatten().tolist()):
         rows[place] = array(weight)[row].astype(np.float32) * scales[row]
     return tensor(rows.reshape(*ids.shape, weight.shape[1]))
+
+
+def int4_embedding(ids: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    width, groups = 2 * packed.shape[1], scale.shape[1]
+    rows = np.empty((ids.numel(), width), dtype=np.float32)
+    for place, row in enumerate(ids.flatten().tolist()):
+        for column in range(width):
+            nibble = int(packed[row, column // 2]) >> (4 * (column % 2)) & 15
+            code = nibble - 16 if nibble > 7 else nibble
+            rows[place, column] = np.float32(code) * array(scale)[row, column * groups // width]
+    return tensor(rows.reshape(*ids.shape, width))
 
 
 # Convolution

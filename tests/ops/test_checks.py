@@ -38,6 +38,10 @@ SOUND: dict[str, dict[str, Any]] = {
         "weight_scale": floats(3, 2), "outliers": codes(3, 3), "outlier_scale": floats(3), "bits": 4, "clip": 0.9,
         "bias": None, "scale_out": None,
     },
+    "outlier_linear": {
+        "x": floats(2, 8), "threshold": 6.0, "weight": codes(3, 8), "weight_scale": floats(3), "bias": None,
+        "scale_out": None,
+    },
     "causal_conv1d": {
         "x": floats(2, 5, 3), "x_scale": None, "weight": floats(3, 4), "weight_scale": None, "bias": None,
         "state": floats(2, 3, 4), "scale_out": None,
@@ -62,6 +66,9 @@ SOUND: dict[str, dict[str, Any]] = {
     "hadamard": {"x": floats(2, 4)},
     "quantize_static": {"x": floats(2, 6), "scale": floats(1)},
     "quantize_per_token": {"x": floats(2, 6), "bits": 8},
+    "int4_embedding": {
+        "ids": torch.zeros(2, 3, dtype=torch.int64), "packed": codes(5, 3).view(torch.uint8), "scale": floats(5, 2),
+    },
     "int8_embedding": {"ids": torch.zeros(2, 3, dtype=torch.int64), "weight": codes(5, 4), "scale": floats(5)},
 }  # fmt: skip
 
@@ -112,6 +119,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mixed_linear", {"clip": 1.5}, "clip must be above 0 and at most 1, got 1.5"),
     ("mixed_linear", {"bias": floats(2)}, "bias must have shape [3], got [2]"),
     ("mixed_linear", {"scale_out": floats(2)}, "scale_out must have shape [1] or [3], got [2]"),
+    ("outlier_linear", {"x": codes(2, 8)}, "x must be floating point, got torch.int8"),
+    (
+        "outlier_linear",
+        {"threshold": 0.0},
+        "threshold must be above 0, got 0.0; without outliers use int8_linear",
+    ),
+    ("outlier_linear", {"threshold": float("nan")}, "threshold must be above 0, got nan"),
+    ("outlier_linear", {"weight": codes(3, 7)}, "weight must have shape [any, 8], got [3, 7]"),
+    ("outlier_linear", {"weight_scale": floats(2)}, "weight_scale must have shape [1] or [3], got [2]"),
+    ("outlier_linear", {"bias": floats(2)}, "bias must have shape [3], got [2]"),
     ("causal_conv1d", {"x": floats(2, 5)}, "x must have shape [any, any, any], got [2, 5]"),
     ("causal_conv1d", {"x": floats(2, 0, 3)}, "x has no tokens; pass at least one"),
     ("causal_conv1d", {"weight": floats(4, 4)}, "weight must have shape [3, any], got [4, 4]"),
@@ -201,6 +218,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("quantize_per_token", {"x": codes(2, 6)}, "x must be floating point, got torch.int8"),
     ("quantize_per_token", {"bits": 9}, "bits must be 2 to 8, got 9"),
     ("quantize_per_token", {"bits": 1}, "bits must be 2 to 8, got 1"),
+    ("int4_embedding", {"ids": floats(2)}, "ids must be torch.int64 or torch.int32, got torch.float32"),
+    ("int4_embedding", {"packed": codes(5, 3)}, "packed must be torch.uint8, got torch.int8"),
+    ("int4_embedding", {"scale": floats(5)}, "scale must have shape [5, any], got [5]"),
+    ("int4_embedding", {"scale": floats(4, 2)}, "scale must have shape [5, any], got [4, 2]"),
+    ("int4_embedding", {"scale": floats(5, 4)}, "4 groups do not divide rows of 6 codes"),
     ("int8_embedding", {"ids": floats(2)}, "ids must be torch.int64 or torch.int32, got torch.float32"),
     ("int8_embedding", {"weight": floats(5, 4)}, "weight must be torch.int8, got torch.float32"),
     ("int8_embedding", {"scale": floats(4)}, "scale must have shape [1] or [5], got [4]"),

@@ -90,6 +90,10 @@ WRONG_ARGUMENTS: list[tuple[str, str, Callable[[str], Sabotage]]] = [
     ("mixed_linear", "a bit too many", with_(bits=lambda bits: min(bits + 1, 8))),
     ("mixed_linear", "no clipping", with_(clip=lambda _: 1.0)),
     ("mixed_linear", "no bias", with_(bias=nothing)),
+    ("outlier_linear", "no outliers", with_(threshold=lambda _: 1e4)),
+    ("outlier_linear", "a lower threshold", with_(threshold=lambda t: t / 2)),
+    ("outlier_linear", "the scale of the wrong row", with_(weight_scale=of_the_neighbour)),
+    ("outlier_linear", "no bias", with_(bias=nothing)),
     ("causal_conv1d", "taps in reverse", with_(weight=lambda w: w.flip(1))),
     ("causal_conv1d", "the oldest tap left out", with_(weight=lambda w: w * (torch.arange(w.shape[1]) > 0))),
     ("causal_conv1d", "a sequence that starts from nothing", with_(state=torch.zeros_like)),
@@ -124,6 +128,10 @@ WRONG_ARGUMENTS: list[tuple[str, str, Callable[[str], Sabotage]]] = [
     ("quantize_per_token", "a bit too many", with_(bits=lambda bits: min(bits + 1, 8))),
     ("int8_embedding", "the next row", with_(ids=lambda ids: (ids + 1) % 7)),
     ("int8_embedding", "the scale of the wrong row", with_(scale=of_the_neighbour)),
+    ("int4_embedding", "the next row", with_(ids=lambda ids: (ids + 1) % 7)),
+    ("int4_embedding", "nibbles in the wrong order", with_(packed=lambda p: (p >> 4) | (p << 4))),
+    ("int4_embedding", "the scale of the wrong group", with_(scale=lambda s: s.roll(1, 1))),
+    ("int4_embedding", "the scale of the wrong row", with_(scale=of_the_neighbour)),
 ]
 
 

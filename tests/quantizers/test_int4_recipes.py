@@ -186,3 +186,54 @@ def test_what_is_int4_and_what_is_not(recipe: str, name: str, expected: dict[str
 def test_groups_that_do_not_fit_the_model_are_refused_before_anything_runs() -> None:
     with pytest.raises(RecipeError, match=r"in_proj\.weight .*groups of 128 codes do not divide rows of 48"):
         ssmquant.plan(float_model("mamba"), "quamba-w4a8")
+
+
+GROUPED = ["gptq-w4a16", "quamba-w4a16", "quamba2-w4a16", "awq", "quamba-w4a8", "quamba2-w4a8", "quarot-w4a8"]
+
+
+@pytest.mark.parametrize("recipe", [*GROUPED, "atom-w4a8"])
+def test_the_group_size_is_an_option(recipe: str) -> None:
+    model = float_model("mamba2-wide")
+    for size in (16, 64):
+        plan = ssmquant.plan(model, f"{recipe}+group_size={size}")
+        assert {row.scheme.group_size for row in plan.rows} == {None, size}
+        assert plan.weight_bytes() > ssmquant.plan(model, recipe).weight_bytes()  # more scales
+
+
+@pytest.mark.parametrize("recipe", GROUPED)
+def test_a_group_size_that_does_not_divide_is_refused_with_the_nearest_that_does(recipe: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"groups of 100 codes do not divide rows of 256; the nearest .* is 128$"
+    ):
+        ssmquant.plan(float_model("mamba2-wide"), f"{recipe}+group_size=100")
+
+
+@pytest.mark.parametrize("size", ["0", "-4", "64.0", "many", ""])
+def test_a_group_size_is_a_whole_number(size: str) -> None:
+    with pytest.raises(RecipeError, match=rf"group_size='{size}' is not a whole number above 0"):
+        load_recipe(f"gptq-w4a16+group_size={size}")
+
+
+@pytest.mark.parametrize("name", ["mamba-wide", "mamba2-wide"])
+@pytest.mark.parametrize("recipe", ["quamba-w4a8", "gptq-w4a16"])
+def test_embedding_and_head_may_be_int4(recipe: str, name: str, tmp_path: Path) -> None:
+    """One table where the model ties them, two where only one of them is int4; looked up and multiplied as stored."""
+    ids = random_ids(2, 40)
+    model = quantised(name, f"{recipe}+embedding=int4+head=int4")
+    assert model.plan is not None and model.plan.tied
+    table = model.shell.embedding
+    exact = float_model(name).shell.embedding.dequantize()
+    assert torch.equal(table(ids), table.dequantize()[ids])
+    found = restored(round_to_nearest(exact, table.scheme), table.scheme)
+    assert torch.equal(table.dequantize(), found)
+    eight = quantised(name, recipe)
+    assert eight.plan is not None
+    # 4 bits, and 256 / 128 scales of 4 bytes in place of one.
+    assert eight.plan.weight_bytes() - model.plan.weight_bytes() == 257 * (128 - 4)
+    model.save(tmp_path / "out")
+    assert torch.equal(ssmquant.load(tmp_path / "out").logits(ids), model.logits(ids))
+    assert not torch.equal(model.logits(ids), eight.logits(ids))
+    apart = ssmquant.plan(float_model(name), f"{recipe}+head=int4")
+    assert not apart.tied
+    assert apart.schemes["lm_head.weight"].bits == 4
+    assert apart.schemes["embedding.weight"].bits == 8

@@ -17,6 +17,7 @@ from ssmquant.eval.evaluate import evaluate
 from ssmquant.model import Model
 from ssmquant.report import compare as module
 from ssmquant.report.compare import Calibration, compare
+from ssmquant.report.executors import Processes, Serial
 from ssmquant.report.store import RowStore
 from ssmquant.report.timing import Workload
 
@@ -47,6 +48,21 @@ def domains(model: Model) -> dict[str, Tensor]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of statistics for these tests alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSMQUANT_CACHE", str(folder))
+        yield folder
+
+
+class Here(Serial):
+    """Runs tasks here, and says that they have another number of threads if told to."""
+
+    threads = 1
+
+
 @pytest.fixture
 def quantised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The recipes that were quantised, as it happens."""
@@ -55,7 +71,7 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(model: Model, recipe: str, **options: object) -> Model:
         names.append(recipe)
-        assert options["cache"] is False  # or calibration_s would be the first recipe's alone
+        assert options["cache"] is False  # or nothing would count what comes from it
         return original(model, recipe, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "quantize", counting)
@@ -81,6 +97,30 @@ def test_scores_are_those_of_an_evaluation_of_all_together(model: Model, domains
     assert comparison.rows[0].kl.value < comparison.rows[1].kl.value
     assert "w8a8-dynamic: evaluate" in steps
     assert model.name == str(builtin_model())  # the float model keeps its name
+
+
+def test_processes_give_the_rows_of_this_one(model: Model, domains: dict[str, Tensor], cache: Path) -> None:
+    """What a row says of the model does not depend on where it was measured; statistics are gathered once for all."""
+    recipes = ["w8a8-naive", "smoothquant"]
+    steps: list[str] = []
+    alone = compare(model, recipes, domains, CALIBRATION, workload=WORKLOAD)
+    before = {file.name: file.stat().st_mtime_ns for file in (cache / "calibration").iterdir()}
+    apart = compare(
+        model,
+        recipes,
+        domains,
+        CALIBRATION,
+        workload=WORKLOAD,
+        executor=Processes(2),
+        progress=lambda what, *_: steps.append(what),
+    )
+    after = {file.name: file.stat().st_mtime_ns for file in (cache / "calibration").iterdir()}
+    assert after == before != {}
+    for there, here in zip(apart.rows, alone.rows, strict=True):
+        assert there.scores.to_json() == here.scores.to_json()
+        assert there.bytes_at_rest == here.bytes_at_rest
+    assert {"w8a8-naive: evaluate", "smoothquant: evaluate"} <= set(steps)
+    assert not any("calibrate" in step for step in steps)
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(
@@ -116,7 +156,7 @@ def test_what_a_row_depends_on_has_it_measured_again(
 ) -> None:
     store = RowStore(tmp_path)
     compare(model, ["fp16"], domains, CALIBRATION, workload=WORKLOAD, store=store)
-    calibration, workload = CALIBRATION, WORKLOAD
+    calibration, workload, executor = CALIBRATION, WORKLOAD, Here()
     here = module.environment()
     match changed:
         case "weights":
@@ -131,8 +171,8 @@ def test_what_a_row_depends_on_has_it_measured_again(
         case "version":
             monkeypatch.setattr(module, "environment", lambda: here | {"ssmquant": "0.0.0"})
         case "threads":
-            monkeypatch.setattr(module, "environment", lambda: here | {"threads": 64})
-    compare(model, ["fp16"], domains, calibration, workload=workload, store=store)
+            monkeypatch.setattr(executor, "threads", 64)
+    compare(model, ["fp16"], domains, calibration, workload=workload, store=store, executor=executor)
     assert quantised == ["fp16", "fp16"]
 
 

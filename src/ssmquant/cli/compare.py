@@ -15,8 +15,10 @@ from ssmquant.cli.eval import evaluation_windows
 from ssmquant.cli.files import require_place, write_json
 from ssmquant.cli.options import JsonFile, ModelReference
 from ssmquant.cli.progress import Progress
+from ssmquant.errors import InputError
 
 if TYPE_CHECKING:
+    from ssmquant.report.executors import Executor
     from ssmquant.report.tables import Table
 
 __all__ = ["compare"]
@@ -40,6 +42,15 @@ def compare(
     calib_seqlen: Annotated[
         int, typer.Option(metavar="L", min=1, help="Tokens a calibration sequence.")
     ] = 512,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Recipes measured at once, a process each.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Measure on a Ray cluster instead; `local` starts one on this machine."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +78,7 @@ def compare(
         require_report_folder(out)
     for reference in references:
         ssmquant.plan(model, reference)
+    executor = _executor(jobs, ray)
     console = stdout()
     with Progress() as progress:
         loaded = ssmquant.load(model)
@@ -77,6 +89,7 @@ def compare(
             evaluation_windows(loaded, data, samples, seqlen),
             Calibration(calib, calib_samples, calib_seqlen),
             store=None if out is None else row_store(out),
+            executor=executor,
             progress=progress,
         )
     for table in (domain_table(comparison), mean_table(comparison), summary_table(comparison)):
@@ -86,6 +99,19 @@ def compare(
     if out is not None:
         write_report(out, comparison)
         console.print(f"written: {out / 'index.html'}", markup=False, soft_wrap=True)
+
+
+def _executor(jobs: int, ray: str | None) -> Executor:
+    from ssmquant.report.cluster import Cluster
+    from ssmquant.report.executors import Processes, Serial
+
+    if ray is not None and jobs > 1:
+        raise InputError(
+            f"asked for {jobs} processes on this machine and for a Ray cluster; choose one of them"
+        )
+    if ray is not None:
+        return Cluster(ray)
+    return Processes(jobs) if jobs > 1 else Serial()
 
 
 def _rich(table: Table) -> RichTable:

@@ -13,13 +13,22 @@ from ssmquant.formats.dense import Dense
 from ssmquant.formats.int4 import Int4
 from ssmquant.formats.int4_asymmetric import Int4Asymmetric
 from ssmquant.formats.int8 import Int8
+from ssmquant.formats.int8_outliers import Int8Outliers
 from ssmquant.formats.lut import Lut
 from ssmquant.formats.mixed_int4_int8 import MixedInt4Int8
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Codes", "Format", "StoredTensor", "format_for", "restored"]
 
-_FORMATS: tuple[Format, ...] = (Dense(), Int8(), Int4(), Int4Asymmetric(), MixedInt4Int8(), Lut())
+_FORMATS: tuple[Format, ...] = (
+    Dense(),
+    Int8(),
+    Int8Outliers(),
+    Int4(),
+    Int4Asymmetric(),
+    MixedInt4Int8(),
+    Lut(),
+)
 
 
 def format_for(scheme: TensorScheme) -> Format:
@@ -33,8 +42,8 @@ def format_for(scheme: TensorScheme) -> Format:
             return candidate.of(scheme)
     raise RecipeError(
         f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor or per-channel, "
-        "int4 per-group (asymmetric or not), int4 per-group with int8 outliers (mixed), "
-        "lut per-channel of 3 or 4 bits"
+        "int8 per-channel with an outlier_threshold, int4 per-group (asymmetric or not), "
+        "int4 per-group with int8 outliers (mixed), lut per-channel of 3 or 4 bits"
     )
 
 

@@ -38,8 +38,9 @@ class Int4(Format):
         if columns % 2:
             raise RecipeError(f"rows of {columns} codes do not fill bytes of two; use int8")
         if size is None or columns % size:
+            nearest = min(_divisors(columns), key=lambda divisor: abs(divisor - (size or 0)))
             raise RecipeError(
-                f"groups of {size} codes do not divide rows of {columns}; use a group_size that does"
+                f"groups of {size} codes do not divide rows of {columns}; the nearest group_size that does is {nearest}"
             )
         return {
             "packed": StoredTensor((rows, columns // 2), torch.uint8),
@@ -68,3 +69,8 @@ class Int4(Format):
             exact: Tensor = int4_linear(x, x_scale, stored["packed"], stored["scale"], bias, scale_out)
             return exact
         return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+
+
+def _divisors(number: int) -> list[int]:
+    """Return the divisors of a number, descending, so that of two as near the larger comes first."""
+    return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]

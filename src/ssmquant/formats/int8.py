@@ -23,7 +23,8 @@ class Int8(Format):
     def supports(self, scheme: TensorScheme) -> bool:
         """Return whether the scheme is a symmetric int8 one with a scale a tensor or a row."""
         rows = (Granularity.PER_TENSOR, Granularity.PER_CHANNEL)
-        return scheme.kind == "int" and scheme.bits == 8 and scheme.symmetric and scheme.granularity in rows
+        eight_bits = scheme.kind == "int" and scheme.bits == 8 and scheme.symmetric
+        return eight_bits and scheme.granularity in rows and not scheme.quantises_input
 
     def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:
         """Return codes and scale."""

@@ -11,6 +11,7 @@ from ssmquant.errors import RecipeError
 from ssmquant.formats import format_for
 from ssmquant.modules.activation import QTensor
 from ssmquant.ops.causal_conv1d import causal_conv1d
+from ssmquant.ops.int4_embedding import int4_embedding
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.rms_norm import rms_norm
 from ssmquant.scheme import TensorScheme
@@ -89,15 +90,18 @@ class Linear(Weight):
 
 
 class Embedding(Weight):
-    """Table of token vectors ``[vocab, d_model]``; an int8 table has a scale a token."""
+    """Table of token vectors ``[vocab, d_model]``; an int8 table has a scale a token, an int4 one a scale a group."""
 
-    formats = ("dense", "int8")
+    formats = ("dense", "int8", "int4")
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the float rows of ``ids`` (int64 ``[...]``): ``[..., d_model]``."""
         rows: Tensor
-        if not self.scheme.is_float:
+        if self.format.name == "int8":
             rows = int8_embedding(ids, self.stored["codes"], self.stored["scale"])
+            return rows
+        if self.format.name == "int4":
+            rows = int4_embedding(ids, self.stored["packed"], self.stored["scale"])
             return rows
         rows = nn.functional.embedding(ids, self.stored["weight"])
         return rows.to(torch.promote_types(rows.dtype, torch.float32))

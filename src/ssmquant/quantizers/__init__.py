@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from ssmquant.quantizers.base import Quantizer
 from ssmquant.quantizers.clip import clip
+from ssmquant.quantizers.descent import descent
 from ssmquant.quantizers.gptq import gptq
 from ssmquant.quantizers.kmeans import kmeans
 from ssmquant.quantizers.mixed import mixed_gptq, mixed_rtn
 from ssmquant.quantizers.round_to_nearest import round_to_nearest
 from ssmquant.scheme import Granularity, TensorScheme
 
-__all__ = ["QUANTIZERS", "Quantizer", "clip", "gptq", "kmeans", "mixed_gptq", "mixed_rtn", "round_to_nearest"]
+__all__ = [
+    "QUANTIZERS",
+    "Quantizer",
+    "clip",
+    "descent",
+    "gptq",
+    "kmeans",
+    "mixed_gptq",
+    "mixed_rtn",
+    "round_to_nearest",
+]
 
 
 def _refused_by_gptq(scheme: TensorScheme) -> str | None:
@@ -26,6 +37,12 @@ def _refused_by_clip(scheme: TensorScheme) -> str | None:
     return "clip chooses a range for each row; use rtn, or per-channel or per-group scales" if whole else None
 
 
+def _refused_by_descent(scheme: TensorScheme) -> str | None:
+    if scheme.symmetric and scheme.granularity is not Granularity.PER_TENSOR:
+        return None
+    return "descent chooses symmetric codes with a scale a row or group; use rtn or clip, or another scheme"
+
+
 QUANTIZERS = {
     quantizer.name: quantizer
     for quantizer in (
@@ -37,10 +54,30 @@ QUANTIZERS = {
             refuses=_refused_by_gptq,
         ),
         Quantizer(
+            "gptq-sequential",
+            lambda weight, scheme, hessian: gptq(weight, hessian, scheme),
+            needs="hessian",
+            refuses=_refused_by_gptq,
+            sequential=True,
+        ),
+        Quantizer(
             "clip",
             lambda weight, scheme, hessian: clip(weight, hessian, scheme),
             needs="hessian",
             refuses=_refused_by_clip,
+        ),
+        Quantizer(
+            "descent",
+            lambda weight, scheme, hessian: descent(weight, hessian, scheme),
+            needs="hessian",
+            refuses=_refused_by_descent,
+        ),
+        Quantizer(
+            "descent-sequential",
+            lambda weight, scheme, hessian: descent(weight, hessian, scheme),
+            needs="hessian",
+            refuses=_refused_by_descent,
+            sequential=True,
         ),
         Quantizer(
             "mixed-rtn",

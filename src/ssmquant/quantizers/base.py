@@ -26,6 +26,7 @@ class Quantizer:
         kind: of the schemes that it has codes for.
         refuses: why it has no codes for a scheme, or None.
         mixed: whether it keeps outlier channels apart, as mixed schemes need and no others.
+        sequential: whether its statistic is that of a model whose layers before this one are quantised already.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Quantizer:
     kind: Literal["int", "lut"] = "int"
     refuses: Callable[[TensorScheme], str | None] = lambda scheme: None
     mixed: bool = False
+    sequential: bool = False

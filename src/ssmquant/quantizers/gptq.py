@@ -18,7 +18,7 @@ from ssmquant.formats import Codes
 from ssmquant.quantizers.round_to_nearest import weight_scale
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["column_steps", "gptq", "spread_errors"]
+__all__ = ["check_hessian", "column_steps", "gptq", "spread_errors", "with_unseen"]
 
 _LOG = logging.getLogger(__name__)
 _DAMPING = 0.01  # section 3.3 of the paper
@@ -99,8 +99,8 @@ def spread_errors(
         SsmquantError: the Hessian is not finite, or cannot be factorised with any damping.
     """
     columns = weight.shape[1]
-    _check(hessian, columns)
-    h, mean = _with_unseen(hessian.double())
+    check_hessian(hessian, columns)
+    h, mean = with_unseen(hessian.double())
     order = torch.arange(columns, device=h.device)
     if act_order:
         order = h.diagonal().argsort(descending=True, stable=True)
@@ -122,7 +122,8 @@ def spread_errors(
     return codes[order.argsort()].T.contiguous()
 
 
-def _check(hessian: Tensor, columns: int) -> None:
+def check_hessian(hessian: Tensor, columns: int) -> None:
+    """Raise unless this is the second moment of that many inputs."""
     if hessian.shape != (columns, columns):
         raise InputError(
             f"gptq: the Hessian of a weight [N, {columns}] must have shape [{columns}, {columns}], "
@@ -134,7 +135,7 @@ def _check(hessian: Tensor, columns: int) -> None:
         )
 
 
-def _with_unseen(hessian: Tensor) -> tuple[Tensor, Tensor]:
+def with_unseen(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Hessian with the mean diagonal of its seen inputs for those that were always zero; and that mean.
 
     Nothing is known of an unseen input and nothing is correlated with it: its column gets the nearest codes whatever

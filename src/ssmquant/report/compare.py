@@ -1,7 +1,8 @@
-"""`compare`: several recipes on one model and one text: each quantised, measured, and let go before the next.
+"""`compare`: several recipes on one model and one text: each is a task that quantises, measures, and lets go.
 
-Only the float model and one quantised model are in memory at a time. The price is that the float model reads the text
-once for each recipe: its logits of a whole text are larger than the models.
+A task holds the float model and one quantised model. The price is that the float model reads the text once for each
+recipe: its logits of a whole text are larger than the models. Tasks know nothing of each other but the cache of
+statistics, so any executor can run them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmquant.calibrate import Progress
+from ssmquant.calibrate import Progress, cache_folder
 from ssmquant.data import calibration_windows
 from ssmquant.errors import InputError, ModelError
 from ssmquant.eval.environment import environment
@@ -22,14 +23,17 @@ from ssmquant.files import combined, digest, digests
 from ssmquant.loading import plan
 from ssmquant.model import Model
 from ssmquant.pipeline import quantize
-from ssmquant.planning import Plan
 from ssmquant.report.comparison import Comparison
+from ssmquant.report.executors import Executor, Serial
 from ssmquant.report.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
 from ssmquant.report.row import Row
+from ssmquant.report.sharing import SharedStatistics
 from ssmquant.report.store import RowStore
 from ssmquant.report.timing import WORKLOAD, Workload, relative_times
 
 __all__ = ["Calibration", "compare", "require_recipes"]
+
+_HERE = Serial()
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def compare(
     *,
     workload: Workload = WORKLOAD,
     store: RowStore | None = None,
+    executor: Executor = _HERE,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare recipes on a float model.
@@ -81,6 +86,7 @@ def compare(
         calibration: what to calibrate on.
         workload: what to time.
         store: finished rows are taken from here and put here.
+        executor: runs the recipes, a task each; by default one after another.
         progress: called with (recipe and step, done, total).
 
     Raises:
@@ -89,6 +95,7 @@ def compare(
         ModelError: the model is quantised already, or has no tokenizer.
         DataError: there is not enough text.
         CheckFailed: a quantised model gives logits that are not finite.
+        SsmquantError: a recipe's worker was lost every time that it was tried.
     """
     require_recipes(recipes)
     if model.plan is not None:
@@ -103,60 +110,66 @@ def compare(
     windows = calibration_windows(
         calibration.text, model.tokenizer, samples=calibration.samples, seqlen=calibration.seqlen
     )
-    here = environment()
+    here = environment() | {"threads": executor.threads}
     calibrated = asdict(calibration) | {"tokens_digest": digest(windows)}
     common = {} if store is None else _identity(model, domains, calibrated, workload, here)
-    rows = []
-    for recipe, planned in plans.items():
-        identity = common | {"recipe": recipe, "plan": planned.to_json()}
-        row = None if store is None else store.get(identity)
-        if row is None:
-            row = _measure(
-                model, recipe, planned, domains, calibration, workload, here["date"], _named(progress, recipe)
-            )
-            if store is not None:
-                store.put(identity, row)
-        rows.append(row)
-    return Comparison(model.name, here, calibrated, workload, tuple(rows))
+    identities = {
+        recipe: common | {"recipe": recipe, "plan": made.to_json()} for recipe, made in plans.items()
+    }
+    found = {recipe: store.get(identities[recipe]) for recipe in recipes} if store else {}
+    rows = {recipe: row for recipe, row in found.items() if row is not None}
+    task = _Measurement(model, dict(domains), calibration, workload, executor, here["date"])
+    missing = [recipe for recipe in recipes if recipe not in rows]
+    for recipe, row in executor.map(task, missing, progress):
+        rows[recipe] = row
+        if store is not None:
+            store.put(identities[recipe], row)
+    return Comparison(model.name, here, calibrated, workload, tuple(rows[recipe] for recipe in recipes))
 
 
-def _measure(
-    model: Model,
-    recipe: str,
-    planned: Plan,
-    domains: Mapping[str, Tensor],
-    calibration: Calibration,
-    workload: Workload,
-    date: str,
-    progress: Progress | None,
-) -> Row:
-    start = perf_counter()
-    quantised = quantize(
-        model,
-        recipe,
-        calibration=calibration.text,
-        samples=calibration.samples,
-        seqlen=calibration.seqlen,
-        progress=progress,
-        cache=False,  # or the recipe that comes first would pay for all
-    )
-    seconds = perf_counter() - start
-    quantised.name = recipe
-    evaluation = evaluate(model, [quantised], domains, progress=progress)
-    prefill, decode = relative_times(quantised.engine(), model.engine(), workload)
-    return Row(
-        recipe=recipe,
-        bits_weight=bits_weight(planned),
-        bits_activation=bits_activation(planned),
-        bytes_at_rest=bytes_at_rest(quantised),
-        state_bytes=state_bytes(quantised),
-        float_share=float_share(planned),
-        calibration_s=seconds,
-        prefill=prefill,
-        decode=decode,
-        measured=date,
-        scores=evaluation.models[0],
-    )
+@dataclass(frozen=True)
+class _Measurement:
+    """The task of measuring a recipe; for its attributes see `compare`."""
+
+    model: Model
+    domains: Mapping[str, Tensor]
+    calibration: Calibration
+    workload: Workload
+    executor: Executor
+    date: str
+
+    def __call__(self, recipe: str, progress: Progress | None) -> Row:
+        progress = _named(progress, recipe)
+        statistics = SharedStatistics(self.executor, cache_folder())
+        start = perf_counter()
+        quantised = quantize(
+            self.model,
+            recipe,
+            calibration=self.calibration.text,
+            samples=self.calibration.samples,
+            seqlen=self.calibration.seqlen,
+            progress=progress,
+            cache=False,  # `statistics` has it, and counts what comes from it
+            gather=statistics,
+        )
+        seconds = perf_counter() - start + statistics.excess
+        quantised.name = recipe
+        evaluation = evaluate(self.model, [quantised], self.domains, progress=progress)
+        prefill, decode = relative_times(quantised.engine(), self.model.engine(), self.workload)
+        planned = plan(self.model, recipe)
+        return Row(
+            recipe=recipe,
+            bits_weight=bits_weight(planned),
+            bits_activation=bits_activation(planned),
+            bytes_at_rest=bytes_at_rest(quantised),
+            state_bytes=state_bytes(quantised),
+            float_share=float_share(planned),
+            calibration_s=seconds,
+            prefill=prefill,
+            decode=decode,
+            measured=self.date,
+            scores=evaluation.models[0],
+        )
 
 
 def _named(progress: Progress | None, recipe: str) -> Progress | None:

@@ -9,7 +9,14 @@ from ssmquant.planning import Plan, PlanRow, input_site
 from ssmquant.scheme import TensorScheme
 from ssmquant.sites import SiteKind
 
-__all__ = ["bits_activation", "bits_weight", "bytes_at_rest", "float_share", "state_bytes"]
+__all__ = [
+    "bits_activation",
+    "bits_weight",
+    "bytes_at_rest",
+    "float_share",
+    "integer_products",
+    "state_bytes",
+]
 
 
 def bits_weight(plan: Plan) -> float:
@@ -35,6 +42,11 @@ def float_share(plan: Plan) -> float:
     """
     work = [(row.site.numel, _is_integer(row.scheme, read)) for row, read in _linears(plan)]
     return sum(count for count, is_integer in work if not is_integer) / sum(count for count, _ in work)
+
+
+def integer_products(plan: Plan) -> dict[str, int]:
+    """Return how many products of integers each linear layer makes for one token, by its weight's name."""
+    return {row.site.name: row.site.numel for row, read in _linears(plan) if _is_integer(row.scheme, read)}
 
 
 def bytes_at_rest(model: Model) -> int:

@@ -27,7 +27,8 @@ class Row:
     Attributes:
         recipe: its reference, as asked for.
         bits_weight, bits_activation, bytes_at_rest, state_bytes, float_share: see `ssmquant.report.footprint`.
-        calibration_s: seconds to calibrate, transform and choose codes, without help from the cache.
+        calibration_s: seconds to gather the statistics that it uses (counted for each recipe that shares them, as they
+            were when they were gathered), to transform and to choose codes.
         prefill, decode: time over that of the float model in the same engine, see `ssmquant.report.timing`.
         measured: when, UTC, ISO 8601.
         scores: divergence from the float model, by domain.

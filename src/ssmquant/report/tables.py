@@ -53,7 +53,7 @@ _SUMMARY: tuple[tuple[Column, Callable[[Row], str]], ...] = (
         lambda row: f"{row.float_share:.0%}",
     ),
     (
-        Column("calib. s", "seconds to calibrate, transform and choose codes, nothing from the cache"),
+        Column("calib. s", "seconds to gather statistics (shared ones count for each), transform and choose codes"),
         lambda row: f"{row.calibration_s:.1f}",
     ),
     (
