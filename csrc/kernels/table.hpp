@@ -5,6 +5,11 @@
 
 namespace ssmquant::SSMQUANT_ISA {
 
+extern const LinearKernels linear;
 extern const PointwiseKernels pointwise;
+extern const ProbeKernels probe;
+extern const ConvKernels conv;
+extern const ScanKernels selective_scan;
+extern const SsdKernels ssd;
 
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -10,5 +10,10 @@ namespace nb = nanobind;
 NB_MODULE(_native, m) {
   m.doc() = "C++ kernels and CPU engine of ssmquant";
   m.def("isa", [] { return std::string(ssmquant::kernels().isa); }, "Instruction set that the kernels use.");
+  ssmquant::bind_conv(m);
+  ssmquant::bind_engine(m);
+  ssmquant::bind_linear(m);
   ssmquant::bind_pointwise(m);
+  ssmquant::bind_probe(m);
+  ssmquant::bind_scan(m);
 }

@@ -1,12 +1,11 @@
-#include <thread>
-
 #include "python/bindings.hpp"
 
 namespace ssmquant {
 
 ThreadPool& shared_pool() {
-  static ThreadPool pool(static_cast<int>(std::thread::hardware_concurrency()));
-  return pool;
+  // Never destroyed: at the end of the process another thread may still be in an engine.
+  static ThreadPool* const pool = new ThreadPool(default_threads());
+  return *pool;
 }
 
 }  // namespace ssmquant

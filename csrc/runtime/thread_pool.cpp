@@ -1,12 +1,30 @@
 #include "runtime/thread_pool.hpp"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <fstream>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
 
 namespace ssmquant {
 
 namespace {
 
-constexpr std::chrono::microseconds kSpin(50);
+using Clock = std::chrono::steady_clock;
+
+constexpr int kMostThreads = 1024;
+// Longer than what lies between two jobs of a token, and than most callers take between two tokens.
+constexpr std::chrono::microseconds kWorkerSpin(200);
+// Longer than a task takes on a thread that runs.
+constexpr std::chrono::microseconds kCallerSpin(50);
 
 void pause() {
 #if defined(__x86_64__)
@@ -16,76 +34,174 @@ void pause() {
 #endif
 }
 
+// Spins until `done` or until the time is over; returns done().
+template <class Done>
+bool spin(std::chrono::microseconds time, const Done& done) {
+  const auto start = Clock::now();
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (Clock::now() - start < time);
+  return done();
+}
+
 bool has_task(uint64_t claims) { return static_cast<uint32_t>(claims) < static_cast<uint32_t>(claims >> 32); }
+
+// How often this process is a fork of a fork …: a pool made before the last one has lost its threads.
+std::atomic<uint64_t> forks{0};
+
+void note_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
+
+uint64_t count_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, note_fork);
+  static_cast<void>(registered);
+  return forks.load(std::memory_order_relaxed);
+}
+
+int cores() {
+  const int logical = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0 && CPU_COUNT(&allowed) > 0) {
+    std::set<std::string> found;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &allowed)) continue;
+      std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+      std::string siblings;
+      if (!std::getline(file, siblings)) return CPU_COUNT(&allowed);
+      found.insert(siblings);
+    }
+    return static_cast<int>(found.size());
+  }
+#endif
+  return logical > 0 ? logical : 1;
+}
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+int default_threads() {
+  const char* wanted = std::getenv("SSMQUANT_THREADS");
+  if (!wanted || !*wanted) return cores();
+  char* end = nullptr;
+  const long threads = std::strtol(wanted, &end, 10);
+  if (*end || threads < 1 || threads > kMostThreads) {
+    throw std::invalid_argument("SSMQUANT_THREADS=" + std::string(wanted) + " is no number of threads; use 1 to " +
+                                std::to_string(kMostThreads) + ", or leave it away for one a processor core");
+  }
+  return static_cast<int>(threads);
 }
 
-ThreadPool::~ThreadPool() {
-  stopping_ = true;
-  {
-    std::lock_guard<std::mutex> lock(sleep_);
+struct ThreadPool::Crew {
+  explicit Crew(int threads) : forks(count_forks()) {
+    for (int i = 1; i < threads; ++i) workers.emplace_back([this] { serve(); });
   }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+
+  ~Crew() {
+    stopping = true;
+    {
+      std::lock_guard<std::mutex> lock(sleep);
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+
+  void run(int64_t tasks, Call body_call, const void* job_body) {
+    std::lock_guard<std::mutex> lock(job);
+    if (workers.empty() || tasks == 1) {
+      for (int64_t task = 0; task < tasks; ++task) body_call(job_body, task);
+      return;
+    }
+    call = body_call;
+    body = job_body;
+    unfinished.store(tasks, std::memory_order_relaxed);
+    claims.store(static_cast<uint64_t>(tasks) << 32);
+    if (sleepers.load() > 0) {
+      {
+        std::lock_guard<std::mutex> sleeping(sleep);
+      }
+      wake.notify_all();
+    }
+    while (work()) {
+    }
+    const auto finished = [this] { return unfinished.load(std::memory_order_acquire) <= 0; };
+    if (spin(kCallerSpin, finished)) return;
+    std::unique_lock<std::mutex> sleeping(sleep);
+    caller_sleeps.store(true);
+    done.wait(sleeping, [this] { return unfinished.load() <= 0; });
+    caller_sleeps.store(false);
+  }
+
+  // Runs one task; false when none is left.
+  bool work() {
+    uint64_t seen = claims.load(std::memory_order_acquire);
+    do {
+      if (!has_task(seen)) return false;
+    } while (!claims.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel));
+    // A claimed task keeps its job unfinished, so call and body are this job's, whichever job `seen` was read from.
+    call(body, static_cast<uint32_t>(seen));
+    if (unfinished.fetch_sub(1) == 1 && caller_sleeps.load()) {
+      {
+        std::lock_guard<std::mutex> sleeping(sleep);
+      }
+      done.notify_one();
+    }
+    return true;
+  }
+
+  // Life of a worker.
+  void serve() {
+    const auto called = [this] {
+      return has_task(claims.load(std::memory_order_relaxed)) || stopping.load(std::memory_order_relaxed);
+    };
+    while (!stopping.load(std::memory_order_relaxed)) {
+      while (work()) {
+      }
+      if (spin(kWorkerSpin, called)) continue;
+      std::unique_lock<std::mutex> lock(sleep);
+      sleepers.fetch_add(1);
+      wake.wait(lock, [this] { return stopping.load() || has_task(claims.load()); });
+      sleepers.fetch_sub(1);
+    }
+  }
+
+  const uint64_t forks;
+  std::mutex job;  // held for the time of a job
+  // Tasks of the job (upper half) and the next one to claim (lower half).
+  alignas(64) std::atomic<uint64_t> claims{0};
+  alignas(64) std::atomic<int64_t> unfinished{0};
+  Call call = nullptr;
+  const void* body = nullptr;
+  alignas(64) std::atomic<int> sleepers{0};
+  std::atomic<bool> caller_sleeps{false};
+  std::atomic<bool> stopping{false};
+  std::mutex sleep;
+  std::condition_variable wake, done;
+  std::vector<std::thread> workers;  // last: they use all of the above
+};
+
+ThreadPool::ThreadPool(int threads) : threads_(threads), crew_(new Crew(threads)) {}
+
+ThreadPool::~ThreadPool() {
+  Crew* crew = crew_.load();
+  if (crew->forks == count_forks()) delete crew;  // else its threads are the parent's: there is nothing to join
+}
+
+// The crew of this process. A child of fork has none of its parent's threads, and perhaps a lock that one of them held: it
+// leaves the old crew as it is and takes a new one.
+ThreadPool::Crew& ThreadPool::crew() {
+  Crew* crew = crew_.load(std::memory_order_acquire);
+  if (crew->forks == count_forks()) return *crew;
+  Crew* fresh = new Crew(threads_);
+  if (crew_.compare_exchange_strong(crew, fresh)) return *fresh;
+  delete fresh;  // another thread was first
+  return *crew;
 }
 
 void ThreadPool::execute(int64_t tasks, Call call, const void* body) {
-  if (tasks <= 0) return;
-  std::lock_guard<std::mutex> lock(job_);
-  if (workers_.empty() || tasks == 1) {
-    for (int64_t task = 0; task < tasks; ++task) call(body, task);
-    return;
-  }
-  call_ = call;
-  body_ = body;
-  unfinished_.store(tasks, std::memory_order_relaxed);
-  claims_.store(static_cast<uint64_t>(tasks) << 32);
-  if (sleepers_.load() > 0) {
-    {
-      std::lock_guard<std::mutex> sleeping(sleep_);
-    }
-    wake_.notify_all();
-  }
-  while (work()) {
-  }
-  for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; ++spins) {
-    if (spins < 1000) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-}
-
-bool ThreadPool::work() {
-  uint64_t seen = claims_.load(std::memory_order_acquire);
-  do {
-    if (!has_task(seen)) return false;
-  } while (!claims_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel));
-  // A claimed task keeps its job unfinished, so call_ and body_ are this job's, whichever job `seen` was read from.
-  call_(body_, static_cast<uint32_t>(seen));
-  unfinished_.fetch_sub(1, std::memory_order_release);
-  return true;
-}
-
-void ThreadPool::serve() {
-  while (!stopping_.load(std::memory_order_relaxed)) {
-    const auto start = std::chrono::steady_clock::now();
-    while (work()) {
-    }
-    while (!has_task(claims_.load(std::memory_order_relaxed)) && std::chrono::steady_clock::now() - start < kSpin) {
-      for (int i = 0; i < 16; ++i) pause();
-    }
-    if (has_task(claims_.load(std::memory_order_relaxed))) continue;
-    std::unique_lock<std::mutex> lock(sleep_);
-    sleepers_.fetch_add(1);
-    wake_.wait(lock, [this] { return stopping_.load() || has_task(claims_.load()); });
-    sleepers_.fetch_sub(1);
-  }
+  if (tasks > 0) crew().run(tasks, call, body);
 }
 
 }  // namespace ssmquant

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ssmquant.errors import InputError, nearest
 
-__all__ = ["Kernel", "Op", "all_ops", "use_backend"]
+__all__ = ["Kernel", "Op", "all_ops", "forced_backend", "use_backend"]
 
 _LIBRARY = torch.library.Library("ssmquant", "DEF")
 _OPS: dict[str, Op] = {}
@@ -148,6 +148,11 @@ def _contiguous(results: Any) -> Any:
 def all_ops() -> dict[str, Op]:
     """Return every op that has been imported, by name."""
     return dict(_OPS)
+
+
+def forced_backend() -> str | None:
+    """Return the backend that `use_backend` asks for here, None outside of it."""
+    return _BACKEND.get()
 
 
 @contextmanager

@@ -1,0 +1,165 @@
+// `Layer`: one residual block, and what the mixers share.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/linear.hpp"
+#include "engine/state.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace ssmquant {
+
+// Tokens of one sequence that go through the model together. A span of one token is a step, whatever else is in its block; a
+// longer one is a piece of a prefill.
+struct Span {
+  const SequenceState* before;  // read
+  const SequenceState* after;   // written; the same as `before` for the later pieces of a prefill
+  Epoch* pending;               // whose pending tokens are read and added to, once those of `before` are there
+  int64_t position;             // tokens before it
+  int64_t row;                  // of its first token, among the block's rows
+  int64_t tokens;
+};
+
+// Memory for what is needed only for a moment.
+class Scratch {
+ public:
+  // Memory of at least so many elements until the next call, aligned to 64 bytes.
+  template <class T>
+  T* of(int64_t count) {
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    if (buffer_.size() < bytes) buffer_ = Buffer(bytes);
+    return buffer_.as<T>();
+  }
+
+ private:
+  Buffer buffer_;
+};
+
+// What the layers work on: the rows of one block.
+struct Block {
+  int64_t rows = 0;
+  std::vector<Span> steps, pieces;
+  float* residual = nullptr;          // [rows, d_model]
+  int8_t* normed = nullptr;           // [rows, d_model]
+  int8_t* projected = nullptr;        // [rows, in_proj]
+  int8_t* convolved = nullptr;        // [rows, channels of the convolution]
+  int8_t* selected = nullptr;         // [rows, x_proj], Mamba-1
+  float* selected_floats = nullptr;   // the same before its codes
+  int8_t* dt = nullptr;               // [rows, d_inner], Mamba-1
+  float* scanned = nullptr;           // [rows, d_inner]
+  int8_t* gated = nullptr;            // [rows, d_inner]
+  Scratch scratch;
+};
+
+// RMS norm whose results are codes.
+struct Norm {
+  std::vector<float> weight;
+  float eps = 0.0f;
+  float reciprocal = 1.0f;
+
+  int64_t channels() const { return static_cast<int64_t>(weight.size()); }
+  // x [rows, channels] -> out.
+  void run(ThreadPool& pool, float* x, int64_t rows, int8_t* out) const;
+};
+
+// Causal convolution over codes.
+struct Convolution {
+  int64_t channels = 0, taps = 0;
+  std::vector<int8_t> codes;  // [taps, channels]
+  Factors scale;              // x_scale * weight_scale
+  std::vector<float> bias;    // [channels], or empty
+  Factors reciprocal;
+
+  // Some tokens of a sequence for channels [first, last): rows of codes x, behind taps - 1 rows of those before them, to rows
+  // of `channels` codes.
+  void run(const int8_t* x, int64_t x_stride, int64_t tokens, int64_t first, int64_t last, int8_t* out) const;
+};
+
+// The Hadamard transform before out_proj, or none.
+struct Transform {
+  bool wanted = false;
+  int64_t m = 1;
+  std::vector<float> base;  // [m, m]
+
+  Hadamard kernel() const { return {wanted, m, base.empty() ? nullptr : base.data()}; }
+};
+
+// Widths of a layer's rows, for the buffers of a block.
+struct Widths {
+  int64_t projected, convolved, selected, dt, inner;
+};
+
+// residual += out_proj(mixer(norm(residual)))
+class Layer {
+ public:
+  virtual ~Layer() = default;
+
+  void run(ThreadPool& pool, Block& block) const;
+
+  // Adds this layer's memory to a layout.
+  void lay_out(StateLayout& layout);
+
+  // Fills the pending tokens of a state from the codes that the scan read, rows of x, B and dt.
+  void restore(ThreadPool& pool, const SequenceState& state, const int8_t* x, const int8_t* B, const int8_t* dt) const;
+
+  virtual Widths widths() const = 0;
+  virtual int64_t bytes() const;
+
+ protected:
+  using Weights = std::shared_ptr<const PackedLinear>;
+
+  Layer(Norm norm, Weights in_proj, Convolution conv, Weights out_proj);
+
+  // The recurrent state and its pending tokens.
+  virtual LayerLayout lay_out_scan(StateLayout& layout) const = 0;
+  // From block.projected to block.gated.
+  virtual void mix(ThreadPool& pool, Block& block) const = 0;
+  // Scans tokens that do not reach a rounding for what is kept of them alone; rows as for `restore`.
+  virtual void rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const = 0;
+
+  // The convolution of all pieces, whose inputs begin at column `offset` of block.projected.
+  void convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) const;
+  // Puts the input of a step behind the newest inputs before it, and returns where it is.
+  const int8_t* enter_window(const Block& block, const Span& span, int64_t offset) const;
+
+  // Keeps the codes of dt, rows `stride` apart, of the tokens that are pending after a span: the scan keeps what it makes of
+  // them, a saved state needs themselves.
+  void keep_dt(const Span& span, const int8_t* dt, int64_t stride) const;
+
+  int64_t pending(const Span& span) const { return memory_.interval ? span.position % memory_.interval : 0; }
+  // Whether a span's end is behind a rounding of the state.
+  bool rounds(const Span& span) const { return pending(span) + span.tokens >= memory_.interval; }
+
+  const uint8_t* state_before(const Span& span) const { return span.before->epoch->data.data() + memory_.state.offset; }
+  uint8_t* state_after(const Span& span) const { return span.after->epoch->data.data() + memory_.state.offset; }
+  uint8_t* pending_of(const Span& span, size_t array) const {
+    return span.pending->data.data() + memory_.pending[array].offset;
+  }
+  // Copy what a span keeps to where it will be, unless it is there: parts [first, last) of the state, bytes [begin, end) of
+  // each; and so for an array of pending tokens.
+  void carry_state(const Span& span, int64_t first, int64_t last, int64_t begin, int64_t end) const;
+  void carry_pending(const Span& span, size_t array, int64_t first, int64_t last, int64_t begin, int64_t end) const;
+
+  Norm norm_;
+  Weights in_proj_;
+  Convolution conv_;
+  Weights out_proj_;
+  LayerLayout memory_;
+};
+
+// Parts to cut `items` into for the pool: enough that no thread waits long for another, and no more than there are items.
+inline int64_t cuts(const ThreadPool& pool, int64_t items) {
+  const int64_t wanted = pool.size() > 1 ? 4 * pool.size() : 1;
+  return items < wanted ? items : wanted;
+}
+
+// Bounds of part i of n of `items`, multiples of `unit`.
+inline int64_t bound(int64_t items, int64_t i, int64_t n, int64_t unit = 1) {
+  const int64_t units = (items + unit - 1) / unit;
+  const int64_t at = units * i / n * unit;
+  return at < items ? at : items;
+}
+
+}  // namespace ssmquant

@@ -1,0 +1,69 @@
+#include "engine/linear.hpp"
+
+#include <utility>
+
+namespace ssmquant {
+
+namespace {
+
+constexpr int64_t kPanelsPerTask = 16;
+
+// Packs all panels on the pool; pack(first, last) packs some.
+template <class Pack>
+void pack_panels(ThreadPool& pool, int64_t n, const Pack& pack) {
+  const int64_t panel = kernels().linear.panel;
+  const int64_t panels = (n + panel - 1) / panel;
+  pool.run((panels + kPanelsPerTask - 1) / kPanelsPerTask, [&](int64_t task) {
+    const int64_t first = task * kPanelsPerTask;
+    pack(first, first + kPanelsPerTask < panels ? first + kPanelsPerTask : panels);
+  });
+}
+
+}  // namespace
+
+PackedLinear PackedLinear::int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale) {
+  PackedLinear made;
+  made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, 0));
+  made.weight_ = {made.packed_.data(), n, k, 0};
+  made.scale_.values = std::move(scale);
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, n, [&](int64_t first, int64_t last) { kernels().linear.pack_int8(codes, k, n, k, first, last, packed); });
+  return made;
+}
+
+PackedLinear PackedLinear::int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale,
+                                int64_t groups) {
+  PackedLinear made;
+  const int64_t group = k / groups;
+  made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, group));
+  made.weight_ = {made.packed_.data(), n, k, group};
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, n, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_int4(codes, scale, n, k, group, first, last, packed);
+  });
+  return made;
+}
+
+Linear PackedLinear::product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const {
+  return {weight_, scale_.scale(), x, rows, x_stride, {&x_scale, 0}, bias.empty() ? nullptr : bias.data(), out, add};
+}
+
+Linear PackedLinear::to_codes(const int8_t* x, int64_t rows, int64_t x_stride, int8_t* out, int64_t out_stride) const {
+  return product(x, rows, x_stride, {out, nullptr, reciprocal.scale(), out_stride}, false);
+}
+
+Linear PackedLinear::to_floats(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const {
+  return product(x, rows, x_stride, {nullptr, out, {nullptr, 0}, out_stride}, false);
+}
+
+Linear PackedLinear::added_to(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const {
+  return product(x, rows, x_stride, {nullptr, out, {nullptr, 0}, out_stride}, true);
+}
+
+void multiply(ThreadPool& pool, const Linear& linear) {
+  const LinearKernels& kernel = kernels().linear;
+  const LinearTasks tasks = kernel.tasks(linear.weight, linear.rows, pool.size());
+  pool.run(tasks.count, [&](int64_t task) { kernel.run(linear, tasks, task); });
+}
+
+}  // namespace ssmquant

@@ -1,0 +1,57 @@
+// `PackedLinear`: a linear layer ready to run: packed weight, and all that its results are multiplied by.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/kernels.hpp"
+#include "runtime/buffer.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace ssmquant {
+
+// One float for all channels, one a channel, or none.
+struct Factors {
+  std::vector<float> values;
+
+  Scale scale() const { return {values.empty() ? nullptr : values.data(), values.size() > 1 ? int64_t{1} : int64_t{0}}; }
+  Scale from(int64_t channel) const {
+    const Scale all = scale();
+    return {all.values ? all.values + channel * all.step : nullptr, all.step};
+  }
+};
+
+class PackedLinear {
+ public:
+  // int8: codes [n, k], scale [1] or [n].
+  static PackedLinear int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale);
+  // int4: packed codes [n, k / 2], scale [n, groups].
+  static PackedLinear int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale, int64_t groups);
+
+  float x_scale = 1.0f;        // of the codes that come in
+  std::vector<float> bias;     // [n], or empty
+  Factors reciprocal;          // of the codes that go out; none: floats go out
+
+  int64_t inputs() const { return weight_.k; }
+  int64_t outputs() const { return weight_.n; }
+  int64_t bytes() const { return packed_.size(); }
+  const LinearWeight& weight() const { return weight_; }
+  const Factors& weight_scale() const { return scale_; }
+
+  // The product of rows of codes, as codes, as floats, or added to floats. Behind x are linear_overread readable bytes.
+  Linear to_codes(const int8_t* x, int64_t rows, int64_t x_stride, int8_t* out, int64_t out_stride) const;
+  Linear to_floats(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
+  Linear added_to(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
+
+ private:
+  Linear product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const;
+
+  Buffer packed_;
+  LinearWeight weight_{};
+  Factors scale_;
+};
+
+// Runs a product on the pool.
+void multiply(ThreadPool& pool, const Linear& linear);
+
+}  // namespace ssmquant

@@ -1,0 +1,156 @@
+#include "engine/mamba2.hpp"
+
+#include <utility>
+
+namespace ssmquant {
+
+namespace {
+
+// Arrays of pending tokens.
+enum : size_t {
+  kX = LayerLayout::x_codes,          // [heads, interval, headdim]
+  kB = LayerLayout::B_codes,          // [groups, interval, d_state]
+  kDtCodes = LayerLayout::dt_codes,   // [interval, heads]
+  kDt = LayerLayout::others,          // [heads, interval], as the next two
+  kDecay,
+  kDecayLow
+};
+constexpr size_t kByHead[] = {kX, kDt, kDecay, kDecayLow};
+
+constexpr int64_t kFloat = sizeof(float);
+
+// So many floats in whole cache lines.
+int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+}  // namespace
+
+Mamba2Layer::Mamba2Layer(Norm norm, Weights in_proj, Convolution conv, Mamba2Constants constants, Weights out_proj)
+    : Layer(std::move(norm), std::move(in_proj), std::move(conv), std::move(out_proj)), c_(std::move(constants)) {
+  ssd_ = {c_.heads,  c_.headdim,    c_.groups,  c_.d_state,           c_.A.data(),
+          c_.D.data(), c_.dt_bias.data(), c_.dt_min, c_.dt_max, c_.state_type,
+          c_.interval, c_.state_scale.data(), c_.state_row.empty() ? nullptr : c_.state_row.data(), c_.state_columns};
+}
+
+Widths Mamba2Layer::widths() const { return {in_proj_->outputs(), conv_.channels, 0, 0, c_.d_inner()}; }
+
+LayerLayout Mamba2Layer::lay_out_scan(StateLayout& layout) const {
+  LayerLayout memory;
+  memory.interval = c_.interval;
+  memory.state = layout.in_epoch(c_.heads, c_.headdim * c_.d_state * element_bytes(c_.state_type));
+  memory.pending = {layout.in_epoch(c_.heads, c_.interval * c_.headdim), layout.in_epoch(c_.groups, c_.interval * c_.d_state),
+                    layout.in_epoch(c_.interval, c_.heads), layout.in_epoch(c_.heads, c_.interval * kFloat), layout.in_epoch(c_.heads, c_.interval * kFloat),
+                    layout.in_epoch(c_.heads, c_.interval * kFloat)};
+  return memory;
+}
+
+void Mamba2Layer::mix(ThreadPool& pool, Block& block) const {
+  if (!block.steps.empty()) run_steps(pool, block);
+  if (!block.pieces.empty()) {
+    convolve_pieces(pool, block, c_.d_inner());
+    for (const Span& span : block.pieces) run_piece(pool, block, span);
+  }
+  const int64_t inner = c_.d_inner(), width = in_proj_->outputs(), parts = cuts(pool, block.rows);
+  float* work = block.scratch.of<float>(parts * inner);
+  pool.run(parts, [&](int64_t part) {
+    const int64_t first = bound(block.rows, part, parts), last = bound(block.rows, part + 1, parts);
+    const Input z{block.projected + first * width, nullptr, c_.z_scale.scale(), width};
+    const Output codes{block.gated + first * inner, nullptr, c_.y_reciprocal.scale(), inner};
+    kernels().pointwise.gated_rms_norm(block.scanned + first * inner, z, last - first, inner, c_.norm_weight.data(),
+                                       c_.norm_eps, inner / c_.groups, c_.transform.kernel(), work + part * inner, codes);
+  });
+}
+
+void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
+  const int64_t inner = c_.d_inner(), channels = conv_.channels, rows = static_cast<int64_t>(block.steps.size());
+  // B and C, which all heads of a group read: less work than waking a thread, for few rows.
+  const int64_t rows_at_once = rows < 4 ? rows : 1;
+  pool.run((rows + rows_at_once - 1) / rows_at_once, [&](int64_t task) {
+    for (int64_t row = task * rows_at_once; row < rows && row < (task + 1) * rows_at_once; ++row) {
+      const Span& span = block.steps[static_cast<size_t>(row)];
+      carry_groups(span);
+      keep_dt(span, block.projected + span.row * in_proj_->outputs() + inner + channels, in_proj_->outputs());
+      conv_.run(enter_window(block, span, inner), channels, 1, inner, channels, block.convolved + span.row * channels);
+    }
+  });
+  const int64_t parts = (cuts(pool, c_.heads * rows) + rows - 1) / rows;  // of each row
+  const int64_t work_floats = lines(kernels().ssd.work_floats(ssd_));
+  float* work = block.scratch.of<float>(rows * parts * work_floats);
+  pool.run(rows * parts, [&](int64_t task) {
+    const Span& span = block.steps[static_cast<size_t>(task / parts)];
+    const int64_t first = bound(c_.heads, task % parts, parts), last = bound(c_.heads, task % parts + 1, parts);
+    const uint8_t* window = span.after->window->data() + memory_.window + (conv_.taps - 1) * channels;
+    conv_.run(reinterpret_cast<const int8_t*>(window), channels, 1, first * c_.headdim, last * c_.headdim,
+              block.convolved + span.row * channels);
+    carry_heads(span, first, last);
+    kernels().ssd.step(ssd_, sequence(span), inputs(block, span), first, last, work + task * work_floats,
+                       block.scanned + span.row * inner);
+  });
+}
+
+void Mamba2Layer::run_piece(ThreadPool& pool, Block& block, const Span& span) const {
+  carry_groups(span);
+  const SsdInputs tokens = inputs(block, span);
+  keep_dt(span, tokens.dt.codes, tokens.dt.stride);
+  scan(pool, span, tokens, block.scratch, block.scanned + span.row * c_.d_inner());
+}
+
+void Mamba2Layer::scan(ThreadPool& pool, const Span& span, const SsdInputs& tokens, Scratch& scratch, float* y) const {
+  const SsdKernels& kernel = kernels().ssd;
+  const SsdSequence memory = sequence(span);
+  const int64_t items = kernel.chunks(ssd_, memory, span.tokens) * c_.groups, parts = cuts(pool, c_.heads);
+  const int64_t work_floats = lines(kernel.work_floats(ssd_));
+  float* work = scratch.of<float>(parts * work_floats + kernel.shared_floats(ssd_, memory, span.tokens));
+  float* shared = work + parts * work_floats;
+  pool.run(items, [&](int64_t item) { kernel.prepare(ssd_, memory, tokens, item, item + 1, shared); });
+  pool.run(parts, [&](int64_t part) {
+    const int64_t first = bound(c_.heads, part, parts), last = bound(c_.heads, part + 1, parts);
+    carry_heads(span, first, last);
+    kernel.prefill(ssd_, memory, tokens, shared, first, last, work + part * work_floats, y, c_.d_inner());
+  });
+}
+
+void Mamba2Layer::rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const {
+  const Input B_rows{B, nullptr, c_.B_scale.scale(), c_.group_width()};
+  const SsdInputs tokens{{x, nullptr, c_.x_scale.scale(), c_.d_inner()}, {dt, nullptr, c_.dt_scale.scale(), c_.heads},
+                         B_rows, B_rows, span.tokens};  // y, which C gives, is not wanted
+  Scratch scratch;
+  Buffer y(span.tokens * c_.d_inner() * kFloat);
+  scan(pool, span, tokens, scratch, y.as<float>());
+}
+
+void Mamba2Layer::carry_heads(const Span& span, int64_t first, int64_t last) const {
+  carry_state(span, first, last, 0, memory_.state.bytes);
+  const int64_t count = pending(span);
+  if (!count) return;
+  for (size_t array : kByHead) {
+    carry_pending(span, array, first, last, 0, count * (memory_.pending[array].bytes / c_.interval));
+  }
+}
+
+void Mamba2Layer::carry_groups(const Span& span) const {
+  if (!pending(span)) return;
+  carry_pending(span, kB, 0, c_.groups, 0, pending(span) * c_.d_state);
+  carry_pending(span, kDtCodes, 0, pending(span), 0, c_.heads);
+}
+
+SsdSequence Mamba2Layer::sequence(const Span& span) const {
+  const void* state = state_before(span);
+  void* next = state_after(span);
+  if (!c_.interval) return {state, next, nullptr, nullptr, nullptr, nullptr, nullptr, 0};
+  const auto floats = [&](size_t array) { return reinterpret_cast<float*>(pending_of(span, array)); };
+  return {state,       next,          pending_of(span, kX), pending_of(span, kB), floats(kDt), floats(kDecay),
+          floats(kDecayLow), pending(span)};
+}
+
+SsdInputs Mamba2Layer::inputs(const Block& block, const Span& span) const {
+  const int64_t inner = c_.d_inner(), channels = conv_.channels, width = in_proj_->outputs();
+  const int8_t* convolved = block.convolved + span.row * channels;
+  const int8_t* projected = block.projected + span.row * width;
+  return {{convolved, nullptr, c_.x_scale.scale(), channels},
+          {projected + inner + channels, nullptr, c_.dt_scale.scale(), width},
+          {convolved + inner, nullptr, c_.B_scale.scale(), channels},
+          {convolved + inner + c_.group_width(), nullptr, c_.C_scale.scale(), channels},
+          span.tokens};
+}
+
+}  // namespace ssmquant

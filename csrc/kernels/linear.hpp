@@ -1,0 +1,78 @@
+// The linear layer: int8 activations times int8 weights, or times int4 weights with a scale for each group along K; and rows
+// of an int8 embedding.
+//
+// A weight is packed once after loading and serves every number of rows. Packed, it is panels of `LinearKernels::panel`
+// output columns, each contiguous, so that a token streams through memory once and in order:
+//   int8: [panel][K / 4][column][4 bytes along K]
+//   int4: [panel][group] of { [size / 8][column][4 bytes: k in the low nibbles, k + 4 in the high ones], scale[column] }
+// N is padded to whole panels, K (int4: each group) to whole steps. What a byte holds depends on the instruction set.
+//
+// Results equal ops/int8_linear/reference.py and ops/int4_linear/reference.py bit for bit.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/operands.hpp"
+
+namespace ssmquant {
+
+// A packed weight: N output columns of K inputs. It owns nothing.
+struct LinearWeight {
+  const uint8_t* packed;  // from pack_int8 or pack_int4, aligned to 64 bytes
+  int64_t n, k;
+  int64_t group;  // neighbours along K that share a scale (int4, even, divides K); 0: int8
+};
+
+// One product: y[m, n] = (sum over k of x[m, k] * w[n, k] * scales) + bias, float or quantised.
+struct Linear {
+  LinearWeight weight;
+  Scale weight_scale;  // int8: [1] or [N]; int4: not used, the scales are in the packed weight
+
+  // Codes [rows, K] in [-127, 127], rows `x_stride` apart. Up to linear_overread bytes behind the last row are read, whatever
+  // they hold.
+  const int8_t* x;
+  int64_t rows, x_stride;
+  Scale x_scale;  // [1] (step 0) or [rows] (step 1)
+
+  const float* bias;  // [N] or null
+  Output out;         // [rows, N]
+  bool add;           // floats are added to what `out` holds (the residual)
+};
+
+constexpr int64_t linear_overread = 64;
+constexpr int64_t linear_max_groups = 16384;  // of a row of int4 codes
+
+// How a product is cut: count = (row blocks) * (panel blocks) tasks that may run in any order, on any thread.
+struct LinearTasks {
+  int64_t count;
+  int64_t rows;    // rows a task
+  int64_t panels;  // panels a task
+};
+
+struct LinearKernels {
+  int64_t panel;  // columns a panel
+
+  // Bytes of a packed weight; group 0 for int8.
+  int64_t (*packed_bytes)(int64_t n, int64_t k, int64_t group);
+
+  // Pack panels [first, last) of a weight; panels may be packed by several threads. `packed` is the start of the whole weight
+  // (packed_bytes long, aligned to 64 bytes).
+  //   int8: codes int8 [N, K], `stride` bytes between rows.
+  //   int4: codes uint8 [N, K / 2] as in ops/int4_linear/packing.py, scale float [N, K / group].
+  void (*pack_int8)(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_t first, int64_t last, uint8_t* packed);
+  void (*pack_int4)(const uint8_t* codes, const float* scale, int64_t n, int64_t k, int64_t group, int64_t first, int64_t last,
+                    uint8_t* packed);
+
+  // The best cut of a product for so many threads, from measurements.
+  LinearTasks (*tasks)(const LinearWeight& weight, int64_t rows, int threads);
+
+  // One task of a product: pool.run(tasks.count, [&](int64_t task) { kernels().linear.run(linear, tasks, task); }).
+  void (*run)(const Linear& linear, const LinearTasks& tasks, int64_t task);
+
+  // out[i, c] = weight[ids[i], c] * scale[ids[i]], out [count, K] contiguous, of a packed int8 weight (an embedding that is
+  // also the head is stored once) or of row-major codes int8 [N, K]. ids are in [0, N): the caller has checked them.
+  void (*embed_packed)(const LinearWeight& weight, Scale scale, const int64_t* ids, int64_t count, float* out);
+  void (*embed)(const int8_t* codes, int64_t k, Scale scale, const int64_t* ids, int64_t count, float* out);
+};
+
+}  // namespace ssmquant

@@ -1,0 +1,34 @@
+// Where things are in a packed weight; see linear.hpp.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/dot.hpp"
+
+namespace ssmquant::SSMQUANT_ISA {
+
+constexpr int64_t panel_columns = Dot::width * Dot::vectors;
+constexpr int64_t step_bytes = 4 * panel_columns;  // of a panel: 4 bytes of each column
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t panels_of(int64_t n) { return ceil_div(n, panel_columns); }
+
+// Columns of a panel that are not padding.
+inline int64_t columns_of(int64_t n, int64_t panel) {
+  const int64_t left = n - panel * panel_columns;
+  return left < panel_columns ? left : panel_columns;
+}
+
+// Int8 steps take 4 codes of K, int4 steps 8.
+inline int64_t int8_steps(int64_t k) { return ceil_div(k, 4); }
+inline int64_t int4_steps(int64_t size) { return ceil_div(size, 8); }
+
+// Codes of a group, then its scales: floats, so as many bytes as one more step.
+inline int64_t group_bytes(int64_t size) { return (int4_steps(size) + 1) * step_bytes; }
+
+inline int64_t panel_bytes(int64_t k, int64_t group) {
+  return group ? k / group * group_bytes(group) : int8_steps(k) * step_bytes;
+}
+
+}  // namespace ssmquant::SSMQUANT_ISA

@@ -1,0 +1,216 @@
+#include "kernels/ssd_work.hpp"
+#include "simd/subnormals.hpp"
+
+namespace ssmquant::SSMQUANT_ISA {
+namespace {
+
+// out[r] = row r of `matrix` . right, for `rows` rows of `columns`.
+template <class Element>
+void dots(const Element* matrix, const float* right, int64_t rows, int64_t columns, float* out) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4, matrix += 4 * columns) {
+    F32 a = F32::zero(), b = a, c = a, d = a;
+    each_vector(columns, [&](int64_t n, auto lanes) {
+      const F32 factor = load(right + n, lanes);
+      a = fma(load(matrix + n, lanes), factor, a);
+      b = fma(load(matrix + columns + n, lanes), factor, b);
+      c = fma(load(matrix + 2 * columns + n, lanes), factor, c);
+      d = fma(load(matrix + 3 * columns + n, lanes), factor, d);
+    });
+    out[r] = a.sum();
+    out[r + 1] = b.sum();
+    out[r + 2] = c.sum();
+    out[r + 3] = d.sum();
+  }
+  for (; r < rows; ++r, matrix += columns) {
+    F32 a = F32::zero();
+    each_vector(columns, [&](int64_t n, auto lanes) { a = fma(load(matrix + n, lanes), load(right + n, lanes), a); });
+    out[r] = a.sum();
+  }
+}
+
+// One token of one sequence.
+struct Step {
+  const SsdLayer& layer;
+  const SsdSequence& sequence;
+  const SsdInputs& inputs;
+  const SsdWork& work;
+  float* y;
+  int64_t pending = sequence.count;
+  bool full = pending + 1 == layer.interval;  // whether this token completes an interval
+
+  // dt of heads [first, last) to work.heads.
+  void load_dt(int64_t first, int64_t last) const {
+    each_vector(last - first, [&](int64_t at, auto lanes) {
+      const F32 raw = value(inputs.dt, 0, first + at, lanes) + load(layer.dt_bias + first + at, lanes);
+      store(limited_dt(layer, raw), work.heads + first + at, lanes);
+    });
+  }
+
+  // A float32 state: h = exp(dt A) h + dt x B, y = h . C + D x. work.B and work.C are those of the head's group.
+  void update(int64_t head) const {
+    const int64_t N = layer.d_state, P = layer.headdim, start = head * P;
+    const float dt = work.heads[head];
+    const F32 decay = F32::broadcast(exp(dt * layer.A[head]));
+    each_vector(P, [&](int64_t p, auto lanes) { store(value(inputs.x, 0, start + p, lanes), work.x + p, lanes); });
+    const float* from = static_cast<const float*>(sequence.state) + start * N;
+    float* to = static_cast<float*>(sequence.next) + start * N;
+    for (int64_t p = 0; p < P; ++p, from += N, to += N) {
+      const F32 dx = F32::broadcast(dt * work.x[p]);
+      F32 dot = F32::zero();
+      each_vector(N, [&](int64_t n, auto lanes) {
+        const F32 h = fma(load(from + n, lanes), decay, dx * load(work.B + n, lanes));
+        store(h, to + n, lanes);
+        dot = fma(h, load(work.C + n, lanes), dot);
+      });
+      y[start + p] = dot.sum() + layer.D[head] * work.x[p];
+    }
+  }
+
+  // B and C of a group, dequantised: for update.
+  void load_B_and_C(int64_t group) const {
+    const int64_t N = layer.d_state;
+    each_vector(N, [&](int64_t n, auto lanes) {
+      store(value(inputs.B, 0, group * N + n, lanes), work.B + n, lanes);
+      store(value(inputs.C, 0, group * N + n, lanes), work.C + n, lanes);
+    });
+  }
+
+  // work.C, and work.products: C . B of the pending tokens and of this one. Returns the factor that is left out of C; the
+  // products have all factors. Where B and C have one scale each, the sums are exact.
+  float load_products(int64_t group) const {
+    const int64_t N = layer.d_state, first = group * N;
+    const bool shared = has_shared_scale(inputs.B, first, N);
+    const float C_factor = load_shared_scale(inputs.C, 0, first, N, work.C);
+    const float factor = shared ? C_factor * inputs.B.scale.values[inputs.B.scale.step * first] : C_factor;
+    const float* right = work.C;
+    if (inputs.B.codes && !shared) {
+      each_vector(N, [&](int64_t n, auto lanes) {
+        store(load(work.C + n, lanes) * at(inputs.B.scale, first + n, lanes), work.scaled_C + n, lanes);
+      });
+      right = work.scaled_C;
+    }
+    const int64_t kept = group * layer.interval * N;
+    if (inputs.B.codes) {
+      dots(static_cast<const int8_t*>(sequence.B) + kept, right, pending, N, work.products);
+      dots(inputs.B.codes + first, right, 1, N, work.products + pending);
+    } else {
+      dots(static_cast<const float*>(sequence.B) + kept, right, pending, N, work.products);
+      dots(inputs.B.floats + first, right, 1, N, work.products + pending);
+    }
+    for (int64_t i = 0; i <= pending; ++i) work.products[i] *= factor;
+    return C_factor;
+  }
+
+  // out[p] = C . state[p], without the factor that is left out of work.C.
+  void state_dots(int64_t head, float* out) const {
+    const int64_t N = layer.d_state, P = layer.headdim, start = head * P * N;
+    switch (layer.state_type) {
+      case StateType::float16:
+        return dots(static_cast<const F16*>(sequence.state) + start, work.C, P, N, out);
+      case StateType::float32:
+        return dots(static_cast<const float*>(sequence.state) + start, work.C, P, N, out);
+      case StateType::int8:
+        break;
+    }
+    const int8_t* codes = static_cast<const int8_t*>(sequence.state) + start;
+    for (int64_t p = 0; p < P;) {  // runs of rows that share scales
+      const float* scale = scale_row(layer, head, p);
+      int64_t end = p + 1;
+      while (end < P && scale_row(layer, head, end) == scale) ++end;
+      each_vector(N, [&](int64_t n, auto lanes) {
+        const F32 factor = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
+        store(load(work.C + n, lanes) * factor, work.scaled_C + n, lanes);
+      });
+      dots(codes + p * N, work.scaled_C, end - p, N, out + p);
+      p = end;
+    }
+  }
+
+  // A reduced state: it is read, and the tokens since its rounding are added.
+  void read(int64_t head, float C_factor) const {
+    const int64_t P = layer.headdim, start = head * P, row = head * layer.interval;
+    keep_token(layer, sequence, inputs.x, 0, head, pending, work.heads[head]);
+    const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
+    const Decay now = {high[pending], low[pending]};
+    each_vector(pending + 1, [&](int64_t i, auto lanes) {
+      const F32 between = decay_between(now, load(high + i, lanes), load(low + i, lanes));
+      store(between * load(dt + i, lanes) * load(work.products + i, lanes), work.share + i, lanes);
+    });
+    work.share[pending] += layer.D[head];
+    float* carried = work.x;
+    state_dots(head, carried);
+    const F32 decay = F32::broadcast(exp(now.high) * C_factor);
+    each_vector(P, [&](int64_t p, auto lanes) {
+      F32 sum = F32::zero();
+      if (inputs.x.codes) {
+        const int8_t* x = static_cast<const int8_t*>(sequence.x) + row * P + p;
+        for (int64_t i = 0; i <= pending; ++i) sum = fma(F32::broadcast(work.share[i]), load(x + i * P, lanes), sum);
+        sum = sum * at(inputs.x.scale, start + p, lanes);
+      } else {
+        const float* x = static_cast<const float*>(sequence.x) + row * P + p;
+        for (int64_t i = 0; i <= pending; ++i) sum = fma(F32::broadcast(work.share[i]), load(x + i * P, lanes), sum);
+      }
+      store(fma(decay, load(carried + p, lanes), sum), y + start + p, lanes);
+    });
+  }
+
+  // Transposes B of the whole interval to work.B; returns the factor that is left out.
+  float load_interval_B(int64_t group) const {
+    const int64_t N = layer.d_state;
+    const Input kept = pending_rows(inputs.B, sequence.B, group, layer.interval, N, group * N);
+    float factor = 1.0f;
+    for (int64_t i = 0; i <= pending; ++i) {
+      factor = i < pending ? load_shared_scale(kept, i, 0, N, work.scaled_C)
+                           : load_shared_scale(inputs.B, 0, group * N, N, work.scaled_C);
+      for (int64_t n = 0; n < N; ++n) work.B[n * work.tokens + i] = work.scaled_C[n];
+    }
+    return factor;
+  }
+
+  // The next state, after the interval's last token.
+  void round(int64_t head, float B_factor) const {
+    const int64_t P = layer.headdim, row = head * layer.interval;
+    const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
+    const Decay now = {high[pending], low[pending]};
+    const Input kept = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
+    for (int64_t i = 0; i < layer.interval; ++i) {
+      const F32 between = decay_between(now, F32::broadcast(high[i]), F32::broadcast(low[i]));
+      const F32 share = between * F32::broadcast(dt[i] * B_factor);
+      float* to = work.weighted + i * work.width;
+      memset(to, 0, sizeof(float) * static_cast<size_t>(work.width));
+      each_vector(P, [&](int64_t p, auto lanes) { store(value(kept, i, p, lanes) * share, to + p, lanes); });
+    }
+    if (layer.state_type == StateType::int8) load_state_scale(layer, head, work);
+    load_state(layer, sequence.state, head, work);
+    update_state(layer, work, exp(now.high), work.B, work.tokens, layer.interval);
+    store_state(layer, work, head, sequence.next);
+  }
+};
+
+}  // namespace
+
+void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, int64_t first, int64_t last,
+              float* memory, float* y) {
+  const FlushSubnormals flush;
+  const SsdWork work(layer, memory);
+  const Step step = {layer, sequence, inputs, work, y};
+  const int64_t heads_a_group = layer.heads / layer.groups;
+  step.load_dt(first, last);
+  for (int64_t head = first; head < last;) {
+    const int64_t group = head / heads_a_group, end = smaller(last, (group + 1) * heads_a_group);
+    if (!layer.interval) {
+      step.load_B_and_C(group);
+      for (; head < end; ++head) step.update(head);
+      continue;
+    }
+    if (head % heads_a_group == 0) keep_B(layer, sequence, inputs.B, 0, group, step.pending);
+    const float C_factor = step.load_products(group), B_factor = step.full ? step.load_interval_B(group) : 1.0f;
+    for (; head < end; ++head) {
+      step.read(head, C_factor);
+      if (step.full) step.round(head, B_factor);
+    }
+  }
+}
+
+}  // namespace ssmquant::SSMQUANT_ISA

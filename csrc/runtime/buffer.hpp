@@ -1,0 +1,46 @@
+// `Buffer`: memory for tensors: aligned to cache lines, in large pages where the system has them.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace ssmquant {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  // Memory of unknown content. Throws std::bad_alloc.
+  explicit Buffer(int64_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+  template <class T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(mapped_, other.mapped_);
+  }
+
+  uint8_t* data_ = nullptr;
+  int64_t size_ = 0;
+  bool mapped_ = false;
+};
+
+}  // namespace ssmquant

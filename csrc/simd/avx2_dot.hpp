@@ -1,0 +1,88 @@
+// Dot of eight columns: AVX-VNNI, or the same from products of pairs (AVX2).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace ssmquant::SSMQUANT_ISA {
+
+#if defined(__AVXVNNI__)
+
+struct DotProducts {
+  static constexpr int rows = 6, offset = 128;
+  using Weight = __m256i;
+
+  static Weight load(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
+  static void store(uint8_t* bytes, Weight weight) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), weight); }
+  static __m256i add(__m256i sum, Weight weight, __m256i input) { return _mm256_dpbusd_avx_epi32(sum, weight, input); }
+  static __m256i add_small(__m256i sum, Weight weight, __m256i input) { return add(sum, weight, input); }
+  static Weight low(Weight bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+  static Weight high(Weight bytes) { return low(_mm256_srli_epi16(bytes, 4)); }
+};
+
+#else
+
+// vpmaddubsw adds pairs of products in 16 bits. With a magnitude of the weight as its unsigned operand, and the sign moved to
+// x, no pair can saturate: 2 * 128 * 127 < 2^15.
+struct DotProducts {
+  static constexpr int rows = 4, offset = 0;
+  struct Weight {
+    __m256i codes, magnitude;
+  };
+
+  static Weight load(const uint8_t* bytes) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+    return {codes, _mm256_abs_epi8(codes)};
+  }
+  static void store(uint8_t* bytes, Weight weight) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), weight.codes);
+  }
+  static __m256i add_pairs(__m256i sum, __m256i pairs) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static __m256i add(__m256i sum, Weight weight, __m256i input) {
+    return add_pairs(sum, _mm256_maddubs_epi16(weight.magnitude, _mm256_sign_epi8(input, weight.codes)));
+  }
+  static __m256i add_small(__m256i sum, Weight weight, __m256i input) {
+    return add_pairs(sum, _mm256_maddubs_epi16(weight.codes, input));
+  }
+  static Weight small(__m256i bytes) { return {bytes, bytes}; }
+  static Weight low(Weight bytes) { return small(_mm256_and_si256(bytes.codes, _mm256_set1_epi8(15))); }
+  static Weight high(Weight bytes) { return low(small(_mm256_srli_epi16(bytes.codes, 4))); }
+};
+
+#endif
+
+struct Dot : DotProducts {
+  static constexpr int width = 8, vectors = 2;
+  using Sum = __m256i;
+  using Input = __m256i;
+
+  static Sum all(int32_t value) { return _mm256_set1_epi32(value); }
+  static Input broadcast(const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+  }
+  static void hold(Sum& sum) { __asm__("" : "+x"(sum)); }
+  static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
+  static F32 to_float(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
+  static int32_t total(const int8_t* x, int64_t n) {
+    const __m256i one = _mm256_set1_epi8(1);
+    __m256i sum = _mm256_setzero_si256();
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(one, codes), _mm256_set1_epi16(1)));
+    }
+    int32_t lanes[8], all = 0;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sum);
+    for (const int32_t lane : lanes) all += lane;
+    for (; i < n; ++i) all += x[i];
+    return all;
+  }
+};
+
+}  // namespace ssmquant::SSMQUANT_ISA

@@ -1,0 +1,45 @@
+// Dot of sixteen columns (AVX-512 VNNI). Its product wants one operand unsigned: the weight.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace ssmquant::SSMQUANT_ISA {
+
+struct Dot {
+  static constexpr int width = 16, vectors = 4, rows = 6, offset = 128;
+  using Sum = __m512i;
+  using Weight = __m512i;
+  using Input = __m512i;
+
+  static Sum all(int32_t value) { return _mm512_set1_epi32(value); }
+  static Weight load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+  static void store(uint8_t* bytes, Weight weight) { _mm512_storeu_si512(bytes, weight); }
+  static Input broadcast(const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static Sum add(Sum sum, Weight weight, Input input) { return _mm512_dpbusd_epi32(sum, weight, input); }
+  static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
+  static Weight low(Weight bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
+  static Weight high(Weight bytes) { return low(_mm512_srli_epi16(bytes, 4)); }
+  static void hold(Sum& sum) { __asm__("" : "+v"(sum)); }
+  static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+  static F32 to_float(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
+  static int32_t total(const int8_t* x, int64_t n) {
+    const __m512i one = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) sum = _mm512_dpbusd_epi32(sum, one, _mm512_loadu_si512(x + i));
+    if (i < n) {
+      const __mmask64 rest = _cvtu64_mask64(~uint64_t{0} >> (64 - (n - i)));
+      sum = _mm512_dpbusd_epi32(sum, one, _mm512_maskz_loadu_epi8(rest, x + i));
+    }
+    return _mm512_reduce_add_epi32(sum);
+  }
+};
+
+}  // namespace ssmquant::SSMQUANT_ISA

@@ -1,0 +1,54 @@
+// `Dot`, sums of products of int8 codes in vector registers, and loops that are unrolled for certain.
+//
+// A step multiplies `4` neighbours along K of one row of x with as many of each of `Dot::width` columns of the weight, whose
+// bytes lie column after column. What each version defines:
+//   width         columns, the lanes of a Sum; those of F32
+//   vectors       Sums side by side, so that a panel has width * vectors columns
+//   rows          most rows of x that fit into the registers at once
+//   offset        what is added to an int8 code of the weight when it is packed into a byte
+//   Sum, Weight, Input          registers: exact int32 sums; 4 codes of each column; 4 codes of x, the same in each column
+//   all(value) -> Sum           load(bytes) -> Weight       broadcast(x) -> Input
+//   add(sum, weight, input)     + products with int8 codes, less what the offset brings in: offset * (sum of x)
+//   add_small(sum, weight, input)   the same for bytes in 0..15, which have no offset
+//   low(weight), high(weight)   -> Weight, nibbles as bytes
+//   store(bytes, weight)        as it was loaded
+//   join(a, b)                  a + b
+//   hold(sum)                   the compiler must have the sum in a register here. Behind a loop that adds to many sums, this
+//                               keeps gcc 12 from writing all of them to memory in each round.
+//   to_float(sum) -> F32        rounded as the processor rounds, to nearest even
+//   total(x, n) -> int32        sum of n codes
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "simd/simd.hpp"
+
+#if defined(__AVX512VNNI__)
+#include "simd/avx512_dot.hpp"
+#elif defined(__AVX2__)
+#include "simd/avx2_dot.hpp"
+#elif defined(__ARM_NEON)
+#include "simd/neon_dot.hpp"
+#else
+#include "simd/generic_dot.hpp"
+#endif
+
+#define SSMQUANT_INLINE __attribute__((always_inline))
+
+namespace ssmquant::SSMQUANT_ISA {
+
+static_assert(Dot::width == F32::width, "a Sum becomes an F32");
+
+template <class Body, int... I>
+SSMQUANT_INLINE inline void repeat(std::integer_sequence<int, I...>, const Body& body) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+
+// body(0) ... body(n - 1) with constants of the compiler's: only so does an array of registers stay in registers.
+template <int n, class Body>
+SSMQUANT_INLINE inline void repeat(const Body& body) {
+  repeat(std::make_integer_sequence<int, n>{}, body);
+}
+
+}  // namespace ssmquant::SSMQUANT_ISA

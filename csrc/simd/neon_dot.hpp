@@ -1,0 +1,52 @@
+// Dot of four columns: ARMv8.2 dot product, or the same from products of pairs (any AArch64). Both operands are signed.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace ssmquant::SSMQUANT_ISA {
+
+struct Dot {
+  static constexpr int width = 4, vectors = 4, rows = 5, offset = 0;
+  using Sum = int32x4_t;
+  using Weight = int8x16_t;
+  using Input = int8x16_t;
+
+  static Sum all(int32_t value) { return vdupq_n_s32(value); }
+  static Weight load(const uint8_t* bytes) { return vreinterpretq_s8_u8(vld1q_u8(bytes)); }
+  static void store(uint8_t* bytes, Weight weight) { vst1q_u8(bytes, vreinterpretq_u8_s8(weight)); }
+  static Input broadcast(const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+  }
+  static Sum add(Sum sum, Weight weight, Input input) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, weight, input);
+#else
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(weight), vget_low_s8(input)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(weight, input));
+    return vaddq_s32(sum, vpaddq_s32(low, high));
+#endif
+  }
+  static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
+  static Weight low(Weight bytes) { return vandq_s8(bytes, vdupq_n_s8(15)); }
+  static Weight high(Weight bytes) {
+    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(bytes), 4));
+  }
+  static void hold(Sum& sum) { __asm__("" : "+w"(sum)); }
+  static Sum join(Sum a, Sum b) { return vaddq_s32(a, b); }
+  static F32 to_float(Sum sum) { return {vcvtq_f32_s32(sum)}; }
+  static int32_t total(const int8_t* x, int64_t n) {
+    Sum sum = vdupq_n_s32(0);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) sum = add(sum, vdupq_n_s8(1), vld1q_s8(x + i));
+    int32_t all = vaddvq_s32(sum);
+    for (; i < n; ++i) all += x[i];
+    return all;
+  }
+};
+
+}  // namespace ssmquant::SSMQUANT_ISA
