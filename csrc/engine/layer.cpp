@@ -106,7 +106,7 @@ const int8_t* Layer::enter_window(const Block& block, const Span& span, int64_t 
   const int64_t history = (conv_.taps - 1) * conv_.channels;
   const uint8_t* before = span.before->window->data() + memory_.window;
   uint8_t* after = span.after->window->data() + memory_.window;
-  std::memcpy(after, before + conv_.channels, static_cast<size_t>(history));
+  std::memmove(after, before + conv_.channels, static_cast<size_t>(history));  // a later piece of a prefill is in place
   std::memcpy(after + history, block.projected + span.row * in_proj_->outputs() + offset, static_cast<size_t>(conv_.channels));
   return reinterpret_cast<const int8_t*>(after + history);
 }

@@ -8,37 +8,43 @@ namespace {
 
 constexpr int64_t kPanelsPerTask = 16;
 
-// Packs all panels on the pool; pack(first, last) packs some.
+// Packs all panels on the pool; pack(first, last) packs some. `codes` are rows of `row_bytes`.
 template <class Pack>
-void pack_panels(ThreadPool& pool, int64_t n, const Pack& pack) {
+void pack_panels(ThreadPool& pool, const void* codes, int64_t n, int64_t row_bytes, bool consume, const Pack& pack) {
   const int64_t panel = kernels().linear.panel;
   const int64_t panels = (n + panel - 1) / panel;
+  const uint8_t* const bytes = static_cast<const uint8_t*>(codes);
   pool.run((panels + kPanelsPerTask - 1) / kPanelsPerTask, [&](int64_t task) {
     const int64_t first = task * kPanelsPerTask;
-    pack(first, first + kPanelsPerTask < panels ? first + kPanelsPerTask : panels);
+    const int64_t last = first + kPanelsPerTask < panels ? first + kPanelsPerTask : panels;
+    pack(first, last);
+    if (consume) give_back(bytes + first * panel * row_bytes, bytes + (last * panel < n ? last * panel : n) * row_bytes);
   });
 }
 
 }  // namespace
 
-PackedLinear PackedLinear::int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale) {
+PackedLinear PackedLinear::int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale,
+                                bool consume) {
   PackedLinear made;
   made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, 0));
   made.weight_ = {made.packed_.data(), n, k, 0};
   made.scale_.values = std::move(scale);
   uint8_t* packed = made.packed_.data();
-  pack_panels(pool, n, [&](int64_t first, int64_t last) { kernels().linear.pack_int8(codes, k, n, k, first, last, packed); });
+  pack_panels(pool, codes, n, k, consume, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_int8(codes, k, n, k, first, last, packed);
+  });
   return made;
 }
 
 PackedLinear PackedLinear::int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale,
-                                int64_t groups) {
+                                int64_t groups, bool consume) {
   PackedLinear made;
   const int64_t group = k / groups;
   made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, group));
   made.weight_ = {made.packed_.data(), n, k, group};
   uint8_t* packed = made.packed_.data();
-  pack_panels(pool, n, [&](int64_t first, int64_t last) {
+  pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int4(codes, scale, n, k, group, first, last, packed);
   });
   return made;

@@ -23,10 +23,12 @@ struct Factors {
 
 class PackedLinear {
  public:
-  // int8: codes [n, k], scale [1] or [n].
-  static PackedLinear int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale);
+  // int8: codes [n, k], scale [1] or [n]. With `consume`, the pages of the codes are given back to the system as they are
+  // packed: they are read from their file again if they are asked for again, or are zeros then if they are of no file.
+  static PackedLinear int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale, bool consume);
   // int4: packed codes [n, k / 2], scale [n, groups].
-  static PackedLinear int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale, int64_t groups);
+  static PackedLinear int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale, int64_t groups,
+                           bool consume);
 
   float x_scale = 1.0f;        // of the codes that come in
   std::vector<float> bias;     // [n], or empty

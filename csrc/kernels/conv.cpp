@@ -9,7 +9,7 @@ namespace {
 
 // Rows lie pages apart, so a tile of rows and channels is worked off while the next one is on its way.
 constexpr int64_t kTokens = 32;
-constexpr int64_t kChannels = 64;
+constexpr int64_t kChannels = 256;
 
 // Adds up the taps for tokens [0, tokens) and hands each sum to `finish(t, sum)`. input(t) and tap(k) load vectors.
 template <class Load, class Tap, class Finish>

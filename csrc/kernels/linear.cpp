@@ -11,30 +11,16 @@ namespace {
 using Sum = Dot::Sum;
 constexpr int vectors = Dot::vectors;
 
-// Rows of x that are worked on together: each panel meets all of them while both are in the second cache.
+// Rows of x that are worked on together: their codes stay in the second cache while panel after panel meets them.
 constexpr int64_t chunk_rows = 256, chunk_bytes = 512 * 1024;
-// Int4 weights are made bytes, so many at once, where enough rows meet them.
-constexpr int64_t expanded_bytes = 65536;
-constexpr int64_t expanded_rows = 2 * Dot::rows;
+// Of a panel, so many steps at a time meet all rows, out of the first cache. Of int4, a group at a time, and where there is
+// more than one block of rows, made bytes first.
+constexpr int64_t part_steps = 32768 / step_bytes;
+constexpr int64_t expanded_bytes = 16384;
 // Bytes between what is multiplied and what is fetched, where one sweep over the weight is all.
 constexpr int64_t distance = 4096;
 
-// Some rows of x against one panel, or against some groups of it.
-struct Block {
-  const Linear* linear;
-  int64_t row, rows, column;
-  const int8_t* x;
-  const uint8_t* w;
-  const int32_t* start;  // [rows][groups of K]: minus what the offset of the weight's codes brings in
-  int64_t start_stride;
-  float* y;  // [rows][panel_columns], results before scale and bias; of int4, the sum of the groups so far
-  int64_t y_stride;  // between rows of different calls: 0 where nothing stays behind
-  int64_t groups, steps;  // steps of a group; int8: one group
-  int64_t w_stride, scale_stride;  // from one group to the next
-  const float* scale;
-};
-
-// What is fetched while a block is multiplied, `step` bytes with each of its steps.
+// What is fetched while something is multiplied, `step` bytes with each step.
 struct Ahead {
   const uint8_t* from;
   int64_t step;
@@ -94,15 +80,15 @@ SSMQUANT_INLINE inline void fetch(const uint8_t* p) {
   for (int64_t i = 0; i < step_bytes; i += 64) __builtin_prefetch(p + i, 0, Codes::locality);
 }
 
-// sums[row][vector] = start[row * start_stride] + the products of `steps` steps. With few rows, neighbouring steps go to sums of
-// their own, because one product must not wait for another.
+// sums[row][vector] += the products of `steps` steps. With few rows, neighbouring steps go to sums of their own, because one
+// product must not wait for another.
 template <class Codes, int rows>
 SSMQUANT_INLINE inline void multiply(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t steps, Ahead ahead,
-                                     const int32_t* start, int64_t start_stride, Sum (&sums)[rows * vectors]) {
+                                     Sum (&sums)[rows * vectors]) {
   constexpr int tile = rows * vectors, most = Dot::rows * vectors < 16 ? Dot::rows * vectors : 16;
   constexpr int chains = 4 * tile <= most ? 4 : 2 * tile <= most ? 2 : 1;
   Sum parts[chains * tile];
-  repeat<tile>([&](auto i) SSMQUANT_INLINE { parts[i] = Dot::all(start[i / vectors * start_stride]); });
+  repeat<tile>([&](auto i) SSMQUANT_INLINE { parts[i] = sums[i]; });
   repeat<(chains - 1) * tile>([&](auto i) SSMQUANT_INLINE { parts[tile + i] = Dot::all(0); });
   int64_t left = steps;
   for (; left >= chains; left -= chains) {
@@ -128,21 +114,38 @@ SSMQUANT_INLINE inline void multiply(const uint8_t* w, const int8_t* x, int64_t 
   });
 }
 
-// y = the sums of a whole row of K.
+// Some rows of x against a part of a panel. Results up to here are [rows][panel_columns]: sums of int8, floats of int4.
+struct Tile {
+  const uint8_t* w;
+  const int8_t* x;
+  int64_t x_stride, steps;
+  Ahead ahead;
+  int32_t* sums;  // int8
+  // int4
+  const int32_t* start;  // of each row: minus what the 8 that is in each code brings in
+  int64_t start_stride;
+  const float* scale;
+  float* y;
+};
+
+// sums = sums + products.
 template <class Codes, int rows>
-__attribute__((noinline)) void int8_tile(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t steps, Ahead ahead,
-                                         const int32_t* start, int64_t start_stride, const float*, float* y) {
+__attribute__((noinline)) void int8_tile(const Tile& tile) {
+  int32_t* to = tile.sums;
   Sum sums[rows * vectors];
-  multiply<Codes, rows>(w, x, x_stride, steps, ahead, start, start_stride, sums);
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::to_float(sums[i]).store(y + i * Dot::width); });
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { sums[i] = Dot::load_sum(to + i * Dot::width); });
+  multiply<Codes, rows>(tile.w, tile.x, tile.x_stride, tile.steps, tile.ahead, sums);
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::store_sum(to + i * Dot::width, sums[i]); });
 }
 
 // y = y + the sums of a group * its scales.
 template <class Codes, int rows>
-__attribute__((noinline)) void int4_tile(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t steps, Ahead ahead,
-                                         const int32_t* start, int64_t start_stride, const float* scale, float* y) {
+__attribute__((noinline)) void int4_tile(const Tile& tile) {
+  const float* scale = tile.scale;
+  float* y = tile.y;
   Sum sums[rows * vectors];
-  multiply<Codes, rows>(w, x, x_stride, steps, ahead, start, start_stride, sums);
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { sums[i] = Dot::all(tile.start[i / vectors * tile.start_stride]); });
+  multiply<Codes, rows>(tile.w, tile.x, tile.x_stride, tile.steps, tile.ahead, sums);
   repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE {
     float* total = y + i * Dot::width;
     (F32::load(total) + Dot::to_float(sums[i]) * F32::load(scale + i % vectors * Dot::width)).store(total);
@@ -156,10 +159,10 @@ SSMQUANT_INLINE inline F32 channels(const float* values, int64_t step, int64_t c
 }
 
 // Fetches the places of results in order to write them: they arrive while the rows are multiplied.
-void claim(const Block& block, int64_t from, int64_t rows) {
-  const Output& out = block.linear->out;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (block.row + from + r) * out.stride + block.column;
+void claim(const Linear& linear, int64_t row, int64_t rows, int64_t column) {
+  const Output& out = linear.out;
+  for (int64_t r = row; r < row + rows; ++r) {
+    const int64_t at = r * out.stride + column;
     if (out.codes) {
       __builtin_prefetch(out.codes + at, 1);
       continue;
@@ -168,24 +171,23 @@ void claim(const Block& block, int64_t from, int64_t rows) {
   }
 }
 
-// From y: * scale, + bias, then codes or floats. Every product and sum is rounded apart, as in the reference.
-void finish(const Block& block, int64_t from, int64_t rows, const float* y) {
-  const Linear& linear = *block.linear;
+// From sums (int8) or y (int4): * scale, + bias, then codes or floats. Every product and sum is rounded apart, as in the
+// reference.
+void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const int32_t* sums, const float* y) {
   const Output& out = linear.out;
   for (int v = 0; v < vectors; ++v) {
-    const int64_t at = block.column + v * Dot::width;
+    const int64_t at = column + v * Dot::width;
     const int64_t n = linear.weight.n - at < Dot::width ? linear.weight.n - at : Dot::width;
     if (n <= 0) return;
-    const bool whole = n == Dot::width;
+    const bool whole = n == Dot::width, int8 = linear.weight.group == 0;
     const int part = static_cast<int>(n);
-    const bool int8 = linear.weight.group == 0;
     const F32 scale = int8 ? channels(linear.weight_scale.values, linear.weight_scale.step, at, n) : F32::zero();
     const F32 bias = linear.bias ? channels(linear.bias, 1, at, n) : F32::zero();
     const F32 factor = out.codes ? channels(out.reciprocal.values, out.reciprocal.step, at, n) : F32::zero();
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = block.row + from + r, place = row * out.stride + at;
-      const F32 x_scale = F32::broadcast(linear.x_scale.values[row * linear.x_scale.step]);
-      F32 value = F32::load(y + r * panel_columns + v * Dot::width) * (int8 ? x_scale * scale : x_scale);
+      const int64_t from = r * panel_columns + v * Dot::width, place = (row + r) * out.stride + at;
+      const F32 x_scale = F32::broadcast(linear.x_scale.values[(row + r) * linear.x_scale.step]);
+      F32 value = int8 ? Dot::to_float(Dot::load_sum(sums + from)) * (x_scale * scale) : F32::load(y + from) * x_scale;
       if (linear.bias) value = value + bias;
       if (out.codes) {
         value = value * factor;
@@ -199,10 +201,8 @@ void finish(const Block& block, int64_t from, int64_t rows, const float* y) {
   }
 }
 
-using Tile = void (*)(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t steps, Ahead ahead, const int32_t* start,
-                      int64_t start_stride, const float* scale, float* y);
 struct Tiles {
-  Tile of_rows[Dot::rows];
+  void (*of_rows[Dot::rows])(const Tile&);
 };
 
 template <class Codes, int... i>
@@ -219,67 +219,69 @@ using Rows = std::make_integer_sequence<int, Dot::rows>;
 constexpr Tiles int8_first = int8_tiles<Int8Codes<1>>(Rows{}), int8_second = int8_tiles<Int8Codes<2>>(Rows{});
 constexpr Tiles int4_packed = int4_tiles<Int4Codes>(Rows{}), int4_expanded = int4_tiles<ExpandedCodes>(Rows{});
 
-// Multiplies all rows of a block, some at a time and as equally as can be. Together they fetch what lies at `next`; where one
-// time is enough, what lies `distance` in front is fetched. `last`: whether results are then whole.
-void sweep(const Tiles& tiles, const Block& block, const uint8_t* next, bool last) {
-  const int64_t count = ceil_div(block.rows, Dot::rows), size = block.linear->weight.group;
-  const int64_t x_stride = block.linear->x_stride;
-  Ahead ahead = {block.w + distance, step_bytes};
-  if (count > 1) ahead = {next, step_bytes / count + 1};
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t from = block.rows * i / count, rows = block.rows * (i + 1) / count - from;
-    float* y = block.y + from * block.y_stride;
-    if (last) claim(block, from, rows);
-    for (int64_t g = 0; g < block.groups; ++g) {
-      tiles.of_rows[rows - 1](block.w + g * block.w_stride, block.x + from * x_stride + g * size, x_stride, block.steps, ahead,
-                              block.start + from * block.start_stride + g, block.start_stride,
-                              block.scale + g * block.scale_stride, y);
-      ahead.from += (block.steps + (size != 0)) * ahead.step;  // scales follow the steps of a group
-    }
-    if (last) finish(block, from, rows, y);
-  }
+// Rows [from, from + rows) of a chunk in blocks as equal as can be, at most Dot::rows each: body(from, rows).
+template <class Body>
+void each_block(int64_t rows, const Body& body) {
+  const int64_t count = ceil_div(rows, Dot::rows);
+  for (int64_t i = 0; i < count; ++i) body(rows * i / count, rows * (i + 1) / count - rows * i / count);
+}
+
+// What to fetch while `rows` rows meet `steps` steps, which `bytes` bytes of the weight at `w` are read for. One block of rows
+// comes by once and fetches what lies `distance` in front; several share what lies behind these bytes.
+Ahead ahead_of(const uint8_t* w, int64_t bytes, int64_t rows, int64_t steps) {
+  const int64_t count = ceil_div(rows, Dot::rows);
+  if (count == 1) return {w + distance, step_bytes};
+  return {w + bytes, bytes / (count * steps) + 1};
 }
 
 void int8_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
-  const int64_t bytes = panel_bytes(weight.k, 0);
+  const int64_t bytes = panel_bytes(weight.k, 0), steps = int8_steps(weight.k);
+  const int64_t at_once = rows > Dot::rows ? part_steps : steps;
+  const int8_t* x = linear.x + row * linear.x_stride;
   int32_t start[chunk_rows];
-  alignas(64) float y[Dot::rows * panel_columns];
-  Block block = {};
-  block.linear = &linear;
-  block.row = row;
-  block.rows = rows;
-  block.x = linear.x + row * linear.x_stride;
-  block.start = start;
-  block.start_stride = 1;
-  block.y = y;
-  block.groups = 1;
-  block.steps = int8_steps(weight.k);
   for (int64_t r = 0; r < rows; ++r) {
-    start[r] = Dot::offset ? -Dot::offset * Dot::total(block.x + r * linear.x_stride, weight.k) : 0;
+    start[r] = Dot::offset ? -Dot::offset * Dot::total(x + r * linear.x_stride, weight.k) : 0;
   }
+  alignas(64) int32_t sums[chunk_rows * panel_columns];
+  const Tiles& tiles = rows > Dot::rows ? int8_second : int8_first;
+  Tile tile = {};
+  tile.x_stride = linear.x_stride;
   for (int64_t panel = first; panel < last; ++panel) {
-    block.column = panel * panel_columns;
-    block.w = weight.packed + panel * bytes;
-    sweep(rows > Dot::rows ? int8_second : int8_first, block, block.w + bytes, true);
+    const int64_t column = panel * panel_columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < panel_columns; ++c) sums[r * panel_columns + c] = start[r];
+    }
+    for (int64_t step = 0; step < steps; step += at_once) {
+      tile.w = weight.packed + panel * bytes + step * step_bytes;
+      tile.steps = steps - step < at_once ? steps - step : at_once;
+      tile.ahead = ahead_of(tile.w, tile.steps * step_bytes, rows, tile.steps);
+      const bool whole = step + tile.steps == steps;
+      each_block(rows, [&](int64_t from, int64_t count) {
+        tile.x = x + from * linear.x_stride + step * Int8Codes<1>::depth;
+        tile.sums = sums + from * panel_columns;
+        if (whole) claim(linear, row + from, count, column);
+        tiles.of_rows[count - 1](tile);
+        tile.ahead.from += tile.steps * tile.ahead.step;
+        if (whole) finish(linear, row + from, count, column, tile.sums, nullptr);
+      });
+    }
   }
 }
 
-// Codes of some groups as bytes, without their scales.
-void expand(const uint8_t* w, int64_t groups, int64_t size, uint8_t* bytes) {
-  for (int64_t g = 0; g < groups; ++g, w += step_bytes) {
-    for (int64_t step = 0; step < int4_steps(size); ++step, w += step_bytes, bytes += 2 * step_bytes) {
-      for (int64_t i = 0; i < step_bytes; i += 4 * Dot::width) {
-        Dot::store(bytes + i, Int4Codes::low(w + i));
-        Dot::store(bytes + step_bytes + i, Int4Codes::high(w + i));
-      }
+// The codes of a group as bytes.
+void expand(const uint8_t* w, int64_t steps, uint8_t* bytes) {
+  for (int64_t step = 0; step < steps; ++step, w += step_bytes, bytes += 2 * step_bytes) {
+    for (int64_t i = 0; i < step_bytes; i += 4 * Dot::width) {
+      Dot::store(bytes + i, Int4Codes::low(w + i));
+      Dot::store(bytes + step_bytes + i, Int4Codes::high(w + i));
     }
   }
 }
 
 void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
-  const int64_t size = weight.group, groups = weight.k / size, group = group_bytes(size), codes = group - step_bytes;
+  const int64_t size = weight.group, groups = weight.k / size, bytes = group_bytes(size), steps = int4_steps(size);
   const int8_t* x = linear.x + row * linear.x_stride;
   int32_t start[linear_max_groups];
   for (int64_t r = 0; r < rows; ++r) {
@@ -289,33 +291,34 @@ void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first,
   }
   alignas(64) uint8_t expanded[expanded_bytes];
   alignas(64) float y[chunk_rows * panel_columns];
-  const bool expanding = rows >= expanded_rows && 2 * codes <= expanded_bytes;
-  const int64_t at_once = expanding ? expanded_bytes / (2 * codes) : groups;
-  Block block = {};
-  block.linear = &linear;
-  block.row = row;
-  block.rows = rows;
-  block.start_stride = groups;
-  block.y = y;
-  block.y_stride = panel_columns;
-  block.steps = int4_steps(size) * (expanding ? 2 : 1);
-  block.w_stride = expanding ? 2 * codes : group;
-  block.scale_stride = group / static_cast<int64_t>(sizeof(float));
+  const bool expanding = rows > Dot::rows && 2 * steps * step_bytes <= expanded_bytes;
+  const Tiles& tiles = expanding ? int4_expanded : int4_packed;
+  Tile tile = {};
+  tile.x_stride = linear.x_stride;
+  tile.steps = expanding ? 2 * steps : steps;
+  tile.start_stride = groups;
   for (int64_t panel = first; panel < last; ++panel) {
-    block.column = panel * panel_columns;
+    const int64_t column = panel * panel_columns;
     for (int64_t i = 0; i < rows * panel_columns; ++i) y[i] = 0.0f;
-    for (int64_t g = 0; g < groups; g += at_once) {
-      const uint8_t* packed = weight.packed + (panel * groups + g) * group;
-      block.groups = groups - g < at_once ? groups - g : at_once;
-      block.x = x + g * size;
-      block.w = packed;
-      block.start = start + g;
-      block.scale = reinterpret_cast<const float*>(packed + codes);
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint8_t* packed = weight.packed + (panel * groups + g) * bytes;
+      tile.w = packed;
       if (expanding) {
-        expand(packed, block.groups, size, expanded);
-        block.w = expanded;
+        expand(packed, steps, expanded);
+        tile.w = expanded;
       }
-      sweep(expanding ? int4_expanded : int4_packed, block, packed + block.groups * group, g + block.groups == groups);
+      tile.scale = reinterpret_cast<const float*>(packed + steps * step_bytes);
+      tile.ahead = ahead_of(packed, bytes, rows, tile.steps);
+      each_block(rows, [&](int64_t from, int64_t count) {
+        tile.x = x + from * linear.x_stride + g * size;
+        tile.start = start + from * groups + g;
+        tile.y = y + from * panel_columns;
+        if (g + 1 == groups) claim(linear, row + from, count, column);
+        tiles.of_rows[count - 1](tile);
+        tile.ahead.from += tile.steps * tile.ahead.step;
+        if (g + 1 == groups) finish(linear, row + from, count, column, nullptr, tile.y);
+      });
+      fetch<Int4Codes>(tile.ahead.from);  // the scales, which follow the codes
     }
   }
 }
@@ -330,16 +333,22 @@ int64_t chunk_of(const LinearWeight& weight) {
 }
 
 LinearTasks tasks(const LinearWeight& weight, int64_t rows, int threads) {
-  const int64_t panels = panels_of(weight.n), bytes = panel_bytes(weight.k, weight.group);
+  const int64_t panels = panels_of(weight.n), bytes = panel_bytes(weight.k, weight.group) * panels;
   if (!rows || !panels) return {0, 1, 1};
-  const int64_t row_blocks = ceil_div(rows, chunk_of(weight));
-  // Several tasks a thread, so that one that the system puts aside is made up for by the others; but none so small that the
-  // first bytes of its weight, which nobody has fetched, cost much beside the others.
-  constexpr int64_t a_thread = 8, least_bytes = 128 * 1024;
-  const int64_t blocks = threads > 1 ? ceil_div(a_thread * threads, row_blocks) : 1;
-  int64_t at_once = ceil_div(panels, blocks);
-  if (at_once * bytes < least_bytes) at_once = ceil_div(least_bytes, bytes ? bytes : 1);
-  return {row_blocks * ceil_div(panels, at_once), ceil_div(rows, row_blocks), at_once};
+  int64_t row_blocks = ceil_div(rows, chunk_of(weight)), blocks = 1;
+  if (threads > 1) {
+    // Several tasks a thread, so that one that the system puts aside is made up for by the others. But of a weight that few rows
+    // meet, the first bytes of a task cost more than the others, because nobody has fetched them.
+    const int64_t many = 8 * threads, few = 2 * threads;
+    const int64_t cost = bytes * (rows > 16 ? rows / 16 : 1), large = cost / (128 * 1024), small = cost / (32 * 1024);
+    blocks = large > many ? many : large > few ? large : small > few ? few : small > 1 ? small : 1;
+    const int64_t most_row_blocks = ceil_div(rows, 4 * Dot::rows);
+    if (row_blocks * panels < blocks) row_blocks = ceil_div(blocks, panels);
+    if (row_blocks > most_row_blocks) row_blocks = most_row_blocks;
+    blocks = ceil_div(blocks, row_blocks);
+  }
+  const int64_t at_once = ceil_div(panels, blocks), rows_at_once = ceil_div(rows, row_blocks);
+  return {ceil_div(rows, rows_at_once) * ceil_div(panels, at_once), rows_at_once, at_once};
 }
 
 void run(const Linear& linear, const LinearTasks& tasks, int64_t task) {

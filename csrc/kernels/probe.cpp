@@ -17,15 +17,26 @@ namespace {
 typedef uint64_t Line __attribute__((vector_size(64), may_alias, aligned(1)));
 constexpr int64_t kLine = sizeof(Line);
 
-// Four places at once keep more of the prefetcher's streams busy than one does.
-uint64_t read(const uint8_t* from, int64_t bytes) {
+inline const Line& line(const uint8_t* at) { return *reinterpret_cast<const Line*>(at); }
+
+uint64_t read(const uint8_t* from, int64_t bytes, int64_t ahead) {
   const int64_t quarter = bytes / (4 * kLine) * kLine;
   Line a = {}, b = {}, c = {}, d = {};
-  for (int64_t at = 0; at < quarter; at += kLine) {
-    a |= *reinterpret_cast<const Line*>(from + at);
-    b |= *reinterpret_cast<const Line*>(from + at + quarter);
-    c |= *reinterpret_cast<const Line*>(from + at + 2 * quarter);
-    d |= *reinterpret_cast<const Line*>(from + at + 3 * quarter);
+  if (ahead) {
+    for (int64_t at = 0; at < 4 * quarter; at += 4 * kLine) {
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(from + at + ahead + i * kLine, 0, 3);
+      a |= line(from + at);
+      b |= line(from + at + kLine);
+      c |= line(from + at + 2 * kLine);
+      d |= line(from + at + 3 * kLine);
+    }
+  } else {
+    for (int64_t at = 0; at < quarter; at += kLine) {
+      a |= line(from + at);
+      b |= line(from + at + quarter);
+      c |= line(from + at + 2 * quarter);
+      d |= line(from + at + 3 * quarter);
+    }
   }
   a |= b | c | d;
   uint64_t seen = 0;

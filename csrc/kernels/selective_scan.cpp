@@ -27,19 +27,21 @@ struct Tokens {
 
 // Intermediate results of one thread.
 struct Work {
-  // Of a tile of tokens and one vector of channels, [kTile, F32::width]: dt * log2(e), dt * x, D * x.
-  float *exponent, *added, *skipped;
+  float* A;  // of one vector of channels, [d_state, F32::width], times log2(e)
+  // Of a tile of tokens and one vector of channels, [kTile, F32::width]: dt, dt * x, D * x.
+  float *dt, *added, *skipped;
   float* B;      // [kTile, d_state]
   float* C;      // [kTile, d_state]
   float* state;  // [vectors of the range, d_state, F32::width]
 
   static int64_t floats(const ScanLayer& layer, int64_t channels) {
-    return kTile * (3 * F32::width + 2 * layer.d_state) + padded(channels) * layer.d_state;
+    return kTile * (3 * F32::width + 2 * layer.d_state) + (padded(channels) + F32::width) * layer.d_state + 16;
   }
 
   Work(const ScanLayer& layer, float* memory) {
-    exponent = memory;
-    added = exponent + kTile * F32::width;
+    A = memory;
+    dt = A + padded(layer.d_state * F32::width);
+    added = dt + kTile * F32::width;
     skipped = added + kTile * F32::width;
     B = skipped + kTile * F32::width;
     C = B + kTile * layer.d_state;
@@ -83,14 +85,14 @@ struct Channels {
     const F32 x = read_state(layer.state_type, sequence.state, n * layer.channels + c, lanes);
     return layer.state_type == StateType::int8 ? x * scale(n) : x;
   }
-  // Rounds a row of the state, and writes it if that is the last rounding of the call.
-  F32 round(F32 h, int64_t n, bool last) const {
-    const bool scaled = layer.state_type == StateType::int8;
-    const F32 step = scaled ? scale(n) : F32::broadcast(1.0f);
-    if (scaled) h = h * (F32::broadcast(1.0f) / step);
-    if (last) write_state(layer.state_type, h, sequence.next, n * layer.channels + c, lanes);
-    h = rounded(layer.state_type, h);
-    return scaled ? h * step : h;
+  void write(F32 h, int64_t n) const {
+    if (layer.state_type == StateType::int8) h = h * (F32::broadcast(1.0f) / scale(n));
+    write_state(layer.state_type, h, sequence.next, n * layer.channels + c, lanes);
+  }
+  // What reading finds after writing.
+  F32 rounded_int8(F32 h, int64_t n) const {
+    const F32 step = scale(n);
+    return round_clamp(h * (F32::broadcast(1.0f) / step)) * step;
   }
 
   F32 x(int64_t i) const {
@@ -117,11 +119,14 @@ struct Channels {
 
   // What tokens [start, end) bring, whatever the state is.
   void prepare(int64_t start, int64_t end, const Work& work) const {
-    const F32 D = load(layer.D + c, lanes), log2_e = F32::broadcast(1.4426950408889634f);
+    for (int64_t n = 0; n < layer.d_state; ++n) {
+      (load(layer.A + n * layer.channels + c, lanes) * F32::broadcast(1.4426950408889634f)).store(work.A + n * F32::width);
+    }
+    const F32 D = load(layer.D + c, lanes);
     for (int64_t i = start; i < end; ++i) {
       const F32 step = dt(i), input = x(i);
       const int64_t to = (i - start) * F32::width;
-      (step * log2_e).store(work.exponent + to);
+      step.store(work.dt + to);
       (step * input).store(work.added + to);
       (D * input).store(work.skipped + to);
       if (i >= tokens.rounded && i >= tokens.pending && layer.interval) keep(i, step);
@@ -134,18 +139,26 @@ struct Channels {
     const int64_t N = states.count(layer);
     for (int64_t i = start; i < end; ++i) {
       const int64_t from = (i - start) * F32::width;
-      const F32 exponent = F32::load(work.exponent + from), added = F32::load(work.added + from);
+      const F32 step = F32::load(work.dt + from), added = F32::load(work.added + from);
       const float *B = work.B + (i - start) * N, *C = work.C + (i - start) * N;
       F32 sum = F32::load(work.skipped + from);
 #pragma GCC unroll 16
       for (int64_t n = 0; n < N; ++n) {
-        const F32 decay = exp2(exponent * load(layer.A + n * layer.channels + c, lanes));
+        const F32 decay = exp2(step * F32::load(work.A + n * F32::width));
         h[n] = fma(decay, h[n], added * F32::broadcast(B[n]));
         sum = fma(h[n], F32::broadcast(C[n]), sum);
       }
       if (i >= tokens.pending) store(sum, y + (i - tokens.pending) * y_stride + c, lanes);
       if (layer.interval && (i + 1) % layer.interval == 0) {
-        for (int64_t n = 0; n < N; ++n) h[n] = round(h[n], n, i + 1 == tokens.rounded);
+        if (i + 1 == tokens.rounded) {
+          for (int64_t n = 0; n < N; ++n) write(h[n], n);
+        }
+        if (layer.state_type == StateType::int8) {
+          for (int64_t n = 0; n < N; ++n) h[n] = rounded_int8(h[n], n);
+        } else {
+#pragma GCC unroll 16
+          for (int64_t n = 0; n < N; ++n) h[n] = round_f16(h[n]);
+        }
       }
     }
   }
@@ -183,9 +196,7 @@ void run(const ScanLayer& layer, const ScanSequence& sequence, const ScanInputs&
         channels.scan(start, end, AnyNumber{}, h, work, y, y_stride);
       }
       if (layer.interval || end < tokens.all) return;
-      for (int64_t n = 0; n < N; ++n) {
-        write_state(layer.state_type, F32::load(between + n * F32::width), sequence.next, n * layer.channels + channels.c, lanes);
-      }
+      for (int64_t n = 0; n < N; ++n) channels.write(F32::load(between + n * F32::width), n);
     });
   }
 }

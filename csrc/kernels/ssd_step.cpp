@@ -4,29 +4,46 @@
 namespace ssmquant::SSMQUANT_ISA {
 namespace {
 
-// out[r] = row r of `matrix` . right, for `rows` rows of `columns`.
+// out[r] = row r of `matrix` . right, for `rows` rows of `columns`: as many rows at a time as a vector has lanes, so that
+// their sums end up in one.
 template <class Element>
 void dots(const Element* matrix, const float* right, int64_t rows, int64_t columns, float* out) {
+  constexpr int together = F32::width;
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4, matrix += 4 * columns) {
-    F32 a = F32::zero(), b = a, c = a, d = a;
+  for (; r + together <= rows; r += together, matrix += together * columns) {
+    F32 sums[together];
+    for (int i = 0; i < together; ++i) sums[i] = F32::zero();
     each_vector(columns, [&](int64_t n, auto lanes) {
       const F32 factor = load(right + n, lanes);
-      a = fma(load(matrix + n, lanes), factor, a);
-      b = fma(load(matrix + columns + n, lanes), factor, b);
-      c = fma(load(matrix + 2 * columns + n, lanes), factor, c);
-      d = fma(load(matrix + 3 * columns + n, lanes), factor, d);
+#pragma GCC unroll 16
+      for (int i = 0; i < together; ++i) sums[i] = fma(load(matrix + i * columns + n, lanes), factor, sums[i]);
     });
-    out[r] = a.sum();
-    out[r + 1] = b.sum();
-    out[r + 2] = c.sum();
-    out[r + 3] = d.sum();
+    transpose(sums);
+    for (int half = together / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    }
+    sums[0].store(out + r);
   }
   for (; r < rows; ++r, matrix += columns) {
-    F32 a = F32::zero();
-    each_vector(columns, [&](int64_t n, auto lanes) { a = fma(load(matrix + n, lanes), load(right + n, lanes), a); });
-    out[r] = a.sum();
+    F32 sum = F32::zero();
+    each_vector(columns, [&](int64_t n, auto lanes) { sum = fma(load(matrix + n, lanes), load(right + n, lanes), sum); });
+    out[r] = sum.sum();
   }
+}
+
+// The sum over i of share[i] * rows[i * stride], for `count` rows; four sums hide the latency of the products.
+template <class Element, class Lanes>
+F32 weighted_sum(const float* share, const Element* rows, int64_t count, int64_t stride, Lanes lanes) {
+  F32 a = F32::zero(), b = a, c = a, d = a;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4, rows += 4 * stride) {
+    a = fma(F32::broadcast(share[i]), load(rows, lanes), a);
+    b = fma(F32::broadcast(share[i + 1]), load(rows + stride, lanes), b);
+    c = fma(F32::broadcast(share[i + 2]), load(rows + 2 * stride, lanes), c);
+    d = fma(F32::broadcast(share[i + 3]), load(rows + 3 * stride, lanes), d);
+  }
+  for (; i < count; ++i, rows += stride) a = fma(F32::broadcast(share[i]), load(rows, lanes), a);
+  return (a + b) + (c + d);
 }
 
 // One token of one sequence.
@@ -142,15 +159,11 @@ struct Step {
     state_dots(head, carried);
     const F32 decay = F32::broadcast(exp(now.high) * C_factor);
     each_vector(P, [&](int64_t p, auto lanes) {
-      F32 sum = F32::zero();
-      if (inputs.x.codes) {
-        const int8_t* x = static_cast<const int8_t*>(sequence.x) + row * P + p;
-        for (int64_t i = 0; i <= pending; ++i) sum = fma(F32::broadcast(work.share[i]), load(x + i * P, lanes), sum);
-        sum = sum * at(inputs.x.scale, start + p, lanes);
-      } else {
-        const float* x = static_cast<const float*>(sequence.x) + row * P + p;
-        for (int64_t i = 0; i <= pending; ++i) sum = fma(F32::broadcast(work.share[i]), load(x + i * P, lanes), sum);
-      }
+      const int64_t from = row * P + p;
+      const F32 sum = inputs.x.codes
+                          ? weighted_sum(work.share, static_cast<const int8_t*>(sequence.x) + from, pending + 1, P, lanes) *
+                                at(inputs.x.scale, start + p, lanes)
+                          : weighted_sum(work.share, static_cast<const float*>(sequence.x) + from, pending + 1, P, lanes);
       store(fma(decay, load(carried + p, lanes), sum), y + start + p, lanes);
     });
   }
@@ -174,9 +187,12 @@ struct Step {
     const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
     const Decay now = {high[pending], low[pending]};
     const Input kept = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
+    each_vector(layer.interval, [&](int64_t i, auto lanes) {
+      const F32 between = decay_between(now, load(high + i, lanes), load(low + i, lanes));
+      store(between * load(dt + i, lanes) * F32::broadcast(B_factor), work.share + i, lanes);
+    });
     for (int64_t i = 0; i < layer.interval; ++i) {
-      const F32 between = decay_between(now, F32::broadcast(high[i]), F32::broadcast(low[i]));
-      const F32 share = between * F32::broadcast(dt[i] * B_factor);
+      const F32 share = F32::broadcast(work.share[i]);
       float* to = work.weighted + i * work.width;
       memset(to, 0, sizeof(float) * static_cast<size_t>(work.width));
       each_vector(P, [&](int64_t p, auto lanes) { store(value(kept, i, p, lanes) * share, to + p, lanes); });

@@ -26,19 +26,21 @@ void transposed(int64_t rows, int64_t columns, const Take& take, const Put& put)
 }  // namespace
 
 void load_state_scale(const SsdLayer& layer, int64_t head, const SsdWork& work) {
-  transposed(
-      layer.headdim, layer.d_state,
-      [&](int64_t p, int64_t n, auto lanes) {
-        const float* row = scale_row(layer, head, p);
-        return layer.state_columns > 1 ? load(row + n, lanes) : F32::broadcast(row[0]);
-      },
-      [&](int64_t p, int64_t n, F32 scale) { scale.store(work.scale + n * work.width + p); });
-  for (int64_t n = 0; n < layer.d_state; ++n) {
-    const float* scale = work.scale + n * work.width;
-    float* reciprocal = work.reciprocal + n * work.width;
-    each_vector(layer.headdim, [&](int64_t p, auto lanes) {
-      store(F32::broadcast(1.0f) / load(scale + p, lanes), reciprocal + p, lanes);
-    });
+  if (work.width > layer.headdim) memset(work.scale, 0, sizeof(float) * static_cast<size_t>(layer.d_state * work.width));
+  for (int64_t p = 0; p < layer.headdim;) {  // runs of rows that share scales
+    const float* row = scale_row(layer, head, p);
+    int64_t end = p + 1;
+    while (end < layer.headdim && scale_row(layer, head, end) == row) ++end;
+    for (int64_t n = 0; n < layer.d_state; ++n) {
+      const float scale = row[layer.state_columns > 1 ? n : 0];
+      const F32 scales = F32::broadcast(scale), reciprocals = F32::broadcast(1.0f / scale);
+      const int64_t to = n * work.width + p;
+      each_vector(end - p, [&](int64_t at, auto lanes) {
+        store(scales, work.scale + to + at, lanes);
+        store(reciprocals, work.reciprocal + to + at, lanes);
+      });
+    }
+    p = end;
   }
 }
 
@@ -87,13 +89,10 @@ void round_state(const SsdLayer& layer, const SsdWork& work) {
   for (int64_t n = 0; n < layer.d_state; ++n) {
     const int64_t row = n * work.width;
     each_vector(layer.headdim, [&](int64_t p, auto lanes) {
-      F32 x = load(work.state + row + p, lanes);
-      if (scaled) {
-        x = rounded(layer.state_type, x * load(work.reciprocal + row + p, lanes)) * load(work.scale + row + p, lanes);
-      } else {
-        x = rounded(layer.state_type, x);
-      }
-      store(x, work.state + row + p, lanes);
+      const F32 x = load(work.state + row + p, lanes);
+      const F32 kept = scaled ? round_clamp(x * load(work.reciprocal + row + p, lanes)) * load(work.scale + row + p, lanes)
+                              : round_f16(x);
+      store(kept, work.state + row + p, lanes);
     });
   }
 }

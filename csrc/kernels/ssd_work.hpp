@@ -110,7 +110,7 @@ float load_shared_scale(const Input& input, int64_t row, int64_t first, int64_t 
 // Whether channels [first, first + count) are codes that share one scale.
 bool has_shared_scale(const Input& input, int64_t first, int64_t count);
 
-// Pending tokens of a head or group (`part`) as rows of an input like the new tokens'; `first` is their first channel there.
+// Pending tokens of a head or group (`part`) as rows of an input like the new tokens'; `first` is its first channel there.
 inline Input pending_rows(const Input& like, const void* kept, int64_t part, int64_t interval, int64_t channels, int64_t first) {
   Input rows = {};
   rows.stride = channels;

@@ -30,13 +30,4 @@ inline void write_state(StateType type, F32 x, void* state, int64_t at, Lanes la
   }
 }
 
-// What reading finds after writing.
-inline F32 rounded(StateType type, F32 x) {
-  if (type == StateType::int8) return round_clamp(x);
-  if (type == StateType::float32) return x;
-  F16 halves[F32::width];
-  store(x, halves, All{});
-  return load(halves, All{});
-}
-
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -13,8 +13,8 @@ namespace ssmquant {
 
 namespace {
 
-// x [B, taps - 1 + L, C], the inputs before the sequence first; weight [taps, C], int8 where `scale` (x_scale * weight_scale) is
-// given -> out [B, L, C].
+// x [B, taps - 1 + L, C], the inputs before the sequence first; weight [taps, C], int8 where there is a `scale` (x_scale *
+// weight_scale) -> out [B, L, C].
 void causal_conv1d(const Out& x, const std::optional<Floats>& x_scale, const Out& weight, const std::optional<Floats>& scale,
                    const std::optional<Floats>& bias, const std::optional<Floats>& reciprocal, const Out& out) {
   Conv conv = {};
@@ -26,7 +26,8 @@ void causal_conv1d(const Out& x, const std::optional<Floats>& x_scale, const Out
   conv.scale = taps.scale;
   conv.bias = bias ? bias->data() : nullptr;
   const Output outputs = output_of(out, reciprocal);
-  const int64_t rows = static_cast<int64_t>(x.shape(1)), tokens = rows - (conv.taps - 1), batch = static_cast<int64_t>(x.shape(0));
+  const int64_t batch = static_cast<int64_t>(x.shape(0)), rows = static_cast<int64_t>(x.shape(1));
+  const int64_t tokens = rows - (conv.taps - 1);
   constexpr int64_t part = 64;  // channels a task
   const int64_t parts = (conv.channels + part - 1) / part;
   nb::gil_scoped_release release;

@@ -60,20 +60,22 @@ std::shared_ptr<PackedLinear> finished(PackedLinear packed, float x_scale, const
 }
 
 std::shared_ptr<PackedLinear> int8_linear(ThreadPool& pool, const Codes& codes, const Floats& scale, float x_scale,
-                                          const std::optional<Floats>& bias, const std::optional<Floats>& reciprocal) {
+                                          const std::optional<Floats>& bias, const std::optional<Floats>& reciprocal,
+                                          bool consume) {
   expect(codes.ndim() == 2, "codes are [out, in]");
   const int8_t* data = codes.data();
   const int64_t n = static_cast<int64_t>(codes.shape(0)), k = static_cast<int64_t>(codes.shape(1));
   std::vector<float> scales = copied(scale);
   PackedLinear packed = [&] {
     nb::gil_scoped_release release;
-    return PackedLinear::int8(pool, data, n, k, std::move(scales));
+    return PackedLinear::int8(pool, data, n, k, std::move(scales), consume);
   }();
   return finished(std::move(packed), x_scale, bias, reciprocal);
 }
 
 std::shared_ptr<PackedLinear> int4_linear(ThreadPool& pool, const Bytes& codes, const Floats& scale, float x_scale,
-                                          const std::optional<Floats>& bias, const std::optional<Floats>& reciprocal) {
+                                          const std::optional<Floats>& bias, const std::optional<Floats>& reciprocal,
+                                          bool consume) {
   expect(codes.ndim() == 2 && scale.ndim() == 2 && scale.shape(0) == codes.shape(0), "scales are [out, groups]");
   const uint8_t* data = codes.data();
   const float* scales = scale.data();
@@ -81,7 +83,7 @@ std::shared_ptr<PackedLinear> int4_linear(ThreadPool& pool, const Bytes& codes, 
   const int64_t groups = static_cast<int64_t>(scale.shape(1));
   PackedLinear packed = [&] {
     nb::gil_scoped_release release;
-    return PackedLinear::int4(pool, data, n, k, scales, groups);
+    return PackedLinear::int4(pool, data, n, k, scales, groups, consume);
   }();
   return finished(std::move(packed), x_scale, bias, reciprocal);
 }
@@ -296,9 +298,9 @@ void bind_engine(nb::module_& m) {
   m.def("thread_pool", &make_pool, nb::arg("threads").none(), "The shared pool, or one of so many threads.");
   nb::class_<PackedLinear>(m, "PackedLinear").def_prop_ro("bytes", &PackedLinear::bytes);
   m.def("int8_linear_packed", &int8_linear, nb::arg("pool"), nb::arg("codes"), nb::arg("scale"), nb::arg("x_scale"),
-        nb::arg("bias").none(), nb::arg("reciprocal").none());
+        nb::arg("bias").none(), nb::arg("reciprocal").none(), nb::arg("consume"));
   m.def("int4_linear_packed", &int4_linear, nb::arg("pool"), nb::arg("codes"), nb::arg("scale"), nb::arg("x_scale"),
-        nb::arg("bias").none(), nb::arg("reciprocal").none());
+        nb::arg("bias").none(), nb::arg("reciprocal").none(), nb::arg("consume"));
   nb::class_<Norm>(m, "Norm");
   m.def("norm", &make_norm, nb::arg("weight"), nb::arg("eps"), nb::arg("reciprocal"));
   nb::class_<Convolution>(m, "Convolution");

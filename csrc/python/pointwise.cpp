@@ -56,9 +56,10 @@ Hadamard hadamard_of(const std::optional<Floats>& base) {
 void quantize(const Floats& x, const Floats& reciprocal, const CodesOut& codes) {
   const int64_t channels = static_cast<int64_t>(x.shape(1));
   const Scale scale = scale_of(reciprocal);
-  Rows(static_cast<int64_t>(x.shape(0)), channels).run([&, x = x.data(), codes = codes.data()](int64_t, int64_t first, int64_t rows) {
-    kernels().pointwise.quantize(x + first * channels, rows, channels, scale, codes + first * channels);
-  });
+  Rows(static_cast<int64_t>(x.shape(0)), channels)
+      .run([&, x = x.data(), codes = codes.data()](int64_t, int64_t first, int64_t rows) {
+        kernels().pointwise.quantize(x + first * channels, rows, channels, scale, codes + first * channels);
+      });
 }
 
 // x [rows, channels] -> codes [rows, channels], scale [rows].

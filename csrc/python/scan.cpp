@@ -110,7 +110,7 @@ void ssd(const Out& x, const std::optional<Floats>& x_scale, const Out& dt, cons
   }
 }
 
-// Arguments as those of the op, contiguous, but for A, state and next: [d_state, channels] and [B, d_state, channels]; state_scale
+// Arguments as those of the op, contiguous, but A [d_state, channels], state and next [B, d_state, channels] and state_scale
 // [1 or d_state, 1 or channels]. Writes y [B, L, C] and next.
 void selective_scan(const Out& x, const std::optional<Floats>& x_scale, const Out& dt, const std::optional<Floats>& dt_scale,
                     const Floats& A, const Out& B, const std::optional<Floats>& B_scale, const Out& C,

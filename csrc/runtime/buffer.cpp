@@ -1,6 +1,7 @@
 #include "runtime/buffer.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <new>
@@ -14,6 +15,13 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kMapped = int64_t{1} << 20;
 
 }  // namespace
+
+void give_back(const uint8_t* first, const uint8_t* last) {
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(first) + page - 1) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(last) / page * page;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_DONTNEED);
+}
 
 Buffer::Buffer(int64_t bytes) : size_(bytes), mapped_(bytes >= kMapped) {
   if (bytes <= 0) return;

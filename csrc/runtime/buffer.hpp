@@ -6,6 +6,10 @@
 
 namespace ssmquant {
 
+// Gives the whole pages between two addresses back to the system: those of a file are read again at the next look, others
+// are zeros then.
+void give_back(const uint8_t* first, const uint8_t* last);
+
 class Buffer {
  public:
   Buffer() = default;

@@ -7,7 +7,8 @@
 
 namespace ssmquant {
 
-// Bytes a second at which the pool's threads read a buffer together: the fastest of the passes that fit into `seconds`.
+// Bytes a second at which the pool's threads read a buffer together: the fastest pass of the fastest of several ways to read,
+// of as many passes as fit into `seconds`.
 double read_bandwidth(ThreadPool& pool, const uint8_t* buffer, int64_t bytes, double seconds);
 
 // Int8 operations a second (a multiplication and an addition are two) of all the pool's threads, in registers: the best of

@@ -50,9 +50,9 @@ struct F32 {
     store_codes(lanes);
     memcpy(p, lanes, static_cast<size_t>(n));
   }
+  __m128i halves() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   void store_f16(uint16_t* p) const {
-    const __m128i halves = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves());
   }
   void store_first_f16(uint16_t* p, int n) const {
     uint16_t lanes[width];
@@ -81,6 +81,8 @@ inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32 reciprocal(F32 a) { return F32::broadcast(1.0f) / a; }
+inline F32 round_f16(F32 a) { return {_mm256_cvtph_ps(a.halves())}; }
 inline F32 fraction(F32 x) { return {_mm256_sub_ps(x.v, _mm256_floor_ps(x.v))}; }
 inline F32 scale2(F32 a, F32 x) {
   const __m256 whole = _mm256_floor_ps(_mm256_max_ps(x.v, _mm256_set1_ps(-126.0f)));

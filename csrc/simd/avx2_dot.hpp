@@ -66,6 +66,8 @@ struct Dot : DotProducts {
     memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
   }
+  static Sum load_sum(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+  static void store_sum(int32_t* to, Sum sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
   static void hold(Sum& sum) { __asm__("" : "+x"(sum)); }
   static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
   static F32 to_float(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }

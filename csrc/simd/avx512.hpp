@@ -52,6 +52,12 @@ inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 inline F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32 reciprocal(F32 a) {  // a step of Newton's method doubles the estimate's 14 bits
+  const __m512 estimate = _mm512_rcp14_ps(a.v);
+  const __m512 missed = _mm512_fnmadd_ps(a.v, estimate, _mm512_set1_ps(1.0f));
+  return {_mm512_fmadd_ps(estimate, missed, estimate)};
+}
+inline F32 round_f16(F32 a) { return {_mm512_cvtph_ps(a.halves())}; }
 inline F32 fraction(F32 x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
 inline F32 scale2(F32 a, F32 x) { return {_mm512_scalef_ps(a.v, x.v)}; }
 
@@ -69,7 +75,8 @@ inline void transpose(F32 (&m)[F32::width]) {
     }
   }
   for (int c = 0; c < 4; ++c) {
-    const __m512 low = _mm512_shuffle_f32x4(m[c].v, m[c + 4].v, 0x88), high = _mm512_shuffle_f32x4(m[c + 8].v, m[c + 12].v, 0x88);
+    const __m512 low = _mm512_shuffle_f32x4(m[c].v, m[c + 4].v, 0x88);
+    const __m512 high = _mm512_shuffle_f32x4(m[c + 8].v, m[c + 12].v, 0x88);
     const __m512 low_odd = _mm512_shuffle_f32x4(m[c].v, m[c + 4].v, 0xdd);
     const __m512 high_odd = _mm512_shuffle_f32x4(m[c + 8].v, m[c + 12].v, 0xdd);
     m[c].v = _mm512_shuffle_f32x4(low, high, 0x88);

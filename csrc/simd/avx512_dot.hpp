@@ -26,6 +26,8 @@ struct Dot {
   static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
   static Weight low(Weight bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
   static Weight high(Weight bytes) { return low(_mm512_srli_epi16(bytes, 4)); }
+  static Sum load_sum(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static void store_sum(int32_t* to, Sum sum) { _mm512_storeu_si512(to, sum); }
   static void hold(Sum& sum) { __asm__("" : "+v"(sum)); }
   static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
   static F32 to_float(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }

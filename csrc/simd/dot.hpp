@@ -1,15 +1,16 @@
 // `Dot`, sums of products of int8 codes in vector registers, and loops that are unrolled for certain.
 //
-// A step multiplies `4` neighbours along K of one row of x with as many of each of `Dot::width` columns of the weight, whose
-// bytes lie column after column. What each version defines:
+// One product takes four neighbours along K of a row of x and of each of `Dot::width` columns of the weight, whose bytes lie
+// column after column. What each version defines:
 //   width         columns, the lanes of a Sum; those of F32
 //   vectors       Sums side by side, so that a panel has width * vectors columns
 //   rows          most rows of x that fit into the registers at once
 //   offset        what is added to an int8 code of the weight when it is packed into a byte
 //   Sum, Weight, Input          registers: exact int32 sums; 4 codes of each column; 4 codes of x, the same in each column
 //   all(value) -> Sum           load(bytes) -> Weight       broadcast(x) -> Input
-//   add(sum, weight, input)     + products with int8 codes, less what the offset brings in: offset * (sum of x)
-//   add_small(sum, weight, input)   the same for bytes in 0..15, which have no offset
+//   load_sum, store_sum         int32 sums from memory and to it
+//   add(sum, weight, input)     sum + products with the int8 codes + offset * (the four codes of x)
+//   add_small(sum, weight, input)   sum + products with bytes in 0..15
 //   low(weight), high(weight)   -> Weight, nibbles as bytes
 //   store(bytes, weight)        as it was loaded
 //   join(a, b)                  a + b

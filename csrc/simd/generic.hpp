@@ -80,6 +80,14 @@ inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F32 abs(F32 a) { return {std::fabs(a.v)}; }
 // Half to even.
 inline F32 round(F32 a) { return {std::nearbyintf(a.v)}; }
+// 1 / a to about a unit in the last place, for 2^-125 < |a| < 2^126.
+inline F32 reciprocal(F32 a) { return {1.0f / a.v}; }
+// The nearest half-precision number.
+inline F32 round_f16(F32 a) {
+  uint16_t half;
+  a.store_f16(&half);
+  return F32::load_f16(&half);
+}
 // x - floor(x)
 inline F32 fraction(F32 x) { return {x.v - std::floor(x.v)}; }
 // a * 2^floor(x) for 1/2 < a <= 2 and x < 127; below 2^-126 it is 0 or some number not above 2^-125.

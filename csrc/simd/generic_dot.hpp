@@ -40,6 +40,8 @@ struct Dot {
     for (int8_t& code : bytes.code) code = static_cast<int8_t>(static_cast<uint8_t>(code) >> 4);
     return bytes;
   }
+  static Sum load_sum(const int32_t* from) { return *from; }
+  static void store_sum(int32_t* to, Sum sum) { *to = sum; }
   static void hold(Sum&) {}
   static Sum join(Sum a, Sum b) { return a + b; }
   static F32 to_float(Sum sum) { return {static_cast<float>(sum)}; }

@@ -16,9 +16,9 @@ inline F32 exp2(F32 x) {
   return scale2(fma(p, f, F32::broadcast(1.0f)), x);
 }
 
-// e^x, at least 2^-125 and at most 2^126: never infinity, never a subnormal number.
+// e^x, at least 2^-125 and at most 2^125: never infinity, never a subnormal number.
 inline F32 exp(F32 x) {
-  x = min(max(x, F32::broadcast(-86.6f)), F32::broadcast(87.3f));
+  x = min(max(x, F32::broadcast(-86.6f)), F32::broadcast(86.6f));
   const F32 whole = round(x * F32::broadcast(1.4426950408889634f));
   // x - whole * ln 2 with ln 2 in two parts, the first of so few bits that the product is exact.
   F32 r = fma(whole, F32::broadcast(-0.693359375f), x);
@@ -33,12 +33,15 @@ inline F32 exp(F32 x) {
 
 inline float exp(float x) { return exp(F32::broadcast(x)).max(); }  // all lanes are equal
 
-// x / (1 + e^-x)
-inline F32 silu(F32 x) { return x / (F32::broadcast(1.0f) + exp(F32::zero() - x)); }
+// x / (1 + e^-x). The exponent is rounded once, so the relative error grows with -x where e^-x is what counts.
+inline F32 silu(F32 x) {
+  const F32 exponent = max(min(x * F32::broadcast(-1.4426950408889634f), F32::broadcast(125.0f)), F32::broadcast(-125.0f));
+  return x * reciprocal(F32::broadcast(1.0f) + exp2(exponent));
+}
 
 // log(1 + e) for 0 <= e <= 1: 2 atanh(s) with s = e / (2 + e) <= 1/3, so small e keep their relative accuracy.
 inline F32 log1p_unit(F32 e) {
-  const F32 s = e / (e + F32::broadcast(2.0f)), z = s * s;
+  const F32 s = e * reciprocal(e + F32::broadcast(2.0f)), z = s * s;
   F32 p = fma(F32::broadcast(0.12206534296274185f), z, F32::broadcast(0.10696624964475632f));
   p = fma(p, z, F32::broadcast(0.14310361444950104f));
   p = fma(p, z, F32::broadcast(0.19999346137046814f));

@@ -72,6 +72,8 @@ inline F32 min(F32 a, F32 b) { return {vminq_f32(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {vabsq_f32(a.v)}; }
 inline F32 round(F32 a) { return {vrndnq_f32(a.v)}; }
+inline F32 reciprocal(F32 a) { return F32::broadcast(1.0f) / a; }
+inline F32 round_f16(F32 a) { return {vcvt_f32_f16(vcvt_f16_f32(a.v))}; }
 inline F32 fraction(F32 x) { return {vsubq_f32(x.v, vrndmq_f32(x.v))}; }
 inline F32 scale2(F32 a, F32 x) {
   const int32x4_t exponent = vshlq_n_s32(vcvtmq_s32_f32(vmaxq_f32(x.v, vdupq_n_f32(-126.0f))), 23);

@@ -36,6 +36,8 @@ struct Dot {
   static Weight high(Weight bytes) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(bytes), 4));
   }
+  static Sum load_sum(const int32_t* from) { return vld1q_s32(from); }
+  static void store_sum(int32_t* to, Sum sum) { vst1q_s32(to, sum); }
   static void hold(Sum& sum) { __asm__("" : "+w"(sum)); }
   static Sum join(Sum a, Sum b) { return vaddq_s32(a, b); }
   static F32 to_float(Sum sum) { return {vcvtq_f32_s32(sum)}; }

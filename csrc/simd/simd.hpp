@@ -29,7 +29,8 @@ struct First {
   int n;
 };
 
-// Calls body(place, lanes) for every vector of a row of `count` elements; a generic lambda is compiled for both kinds of lanes.
+// Calls body(place, lanes) for every vector of a row of `count` elements; a generic lambda is compiled for both kinds of
+// lanes.
 template <class Body>
 inline void each_vector(int64_t count, const Body& body) {
   int64_t at = 0;

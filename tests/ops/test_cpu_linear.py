@@ -52,7 +52,9 @@ def test_int8_linear(rows: int, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 15, 33, 140])
-@pytest.mark.parametrize(("n", "k", "groups"), [(1, 2, 1), (17, 34, 17), (33, 42, 6), (95, 96, 3), (70, 1280, 10), (9, 6000, 1)])
+@pytest.mark.parametrize(
+    ("n", "k", "groups"), [(1, 2, 1), (17, 34, 17), (33, 42, 6), (95, 96, 3), (70, 1280, 10), (9, 6000, 1)]
+)
 def test_int4_linear(rows: int, n: int, k: int, groups: int) -> None:
     draw = Draw(rows * n * k)
     x, codes = draw.codes(rows, k), draw.codes(n, k) >> 4
@@ -103,7 +105,10 @@ def test_every_level(level: str) -> None:
     names = "test_int8_linear or test_int4_linear or test_kernel and (linear or embedding)"
     tests = [str(Path(__file__)), str(Path(__file__).with_name("test_cpu.py"))]
     probe = [sys.executable, "-c", "from ssmquant import _native; _native.isa()"]
-    if "is not an instruction set" in subprocess.run(probe, env=environment, capture_output=True, text=True).stderr:
+    if (
+        "is not an instruction set"
+        in subprocess.run(probe, env=environment, capture_output=True, text=True).stderr
+    ):
         pytest.skip(f"this processor or build has no {level}")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", names, *tests]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -5,8 +5,11 @@ Importing this module raises ImportError, with what to do about it, where the ex
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 try:
-    from ssmquant import _native as native
+    native: Any = import_module("ssmquant._native")
 except ImportError as error:
     raise ImportError(
         "the compiled extension is missing; install ssmquant where a C++ compiler is, or from a wheel"

@@ -12,9 +12,13 @@ from ssmquant.ops.registry import Kernel
 _MAX_GROUPS = 16384  # csrc/kernels/linear.hpp
 
 
-def _supports(x: Tensor, x_scale: Tensor, packed: Tensor, weight_scale: Tensor, *rest: Tensor | None) -> str | None:
+def _supports(
+    x: Tensor, x_scale: Tensor, packed: Tensor, weight_scale: Tensor, *rest: Tensor | None
+) -> str | None:
     groups = weight_scale.shape[1]
-    return None if groups <= _MAX_GROUPS else f"a row has {groups} groups, at most {_MAX_GROUPS} are supported"
+    return (
+        None if groups <= _MAX_GROUPS else f"a row has {groups} groups, at most {_MAX_GROUPS} are supported"
+    )
 
 
 def _int4_linear(

@@ -16,7 +16,9 @@ def _supports(ids: Tensor, weight: Tensor, scale: Tensor) -> str | None:
 
 def _int8_embedding(ids: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty((*ids.shape, weight.shape[1]), dtype=torch.float32)
-    native.int8_embedding(ids.flatten().long(), weight.contiguous(), scale.contiguous(), out.view(-1, weight.shape[1]))
+    native.int8_embedding(
+        ids.flatten().long(), weight.contiguous(), scale.contiguous(), out.view(-1, weight.shape[1])
+    )
     return out
 
 

@@ -25,7 +25,9 @@ def _quantize_per_token(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     codes = torch.empty(x.shape, dtype=torch.int8)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32)
     channels = x.shape[-1]
-    native.quantize_per_token(x.contiguous().view(-1, channels), bits, codes.view(-1, channels), scale.flatten())
+    native.quantize_per_token(
+        x.contiguous().view(-1, channels), bits, codes.view(-1, channels), scale.flatten()
+    )
     return codes, scale
 
 

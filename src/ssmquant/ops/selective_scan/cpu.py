@@ -35,7 +35,8 @@ def _selective_scan(
     if state_scale is not None:
         state_scale = state_scale.reshape((1, 1, *state_scale.shape)[-2:]).T.contiguous()
     y = torch.empty(x.shape, dtype=torch.float32)
-    after = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # the kernel's vectors lie along channels
+    # The kernel's vectors lie along channels.
+    after = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     x, dt, B, C, D, dt_bias = (t.contiguous() for t in (x, dt, B, C, D, dt_bias))
     native.selective_scan(
         x, x_scale, dt, dt_scale, A.T.contiguous(), B, B_scale, C, C_scale, D, dt_bias, after.clone(), state_scale,

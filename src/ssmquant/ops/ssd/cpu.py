@@ -9,10 +9,15 @@ from ssmquant.ops.native import native
 from ssmquant.ops.registry import Kernel
 from ssmquant.ops.ssd import ssd
 
+_MAX_ROWS = 2**15  # rows of the state with scales of their own, an int16 each
+
 
 def _supports(
     x: Tensor, x_scale: Tensor | None, dt: Tensor, dt_scale: Tensor | None, A: Tensor, *args: object
 ) -> str | None:
+    rows = x.shape[2] * x.shape[3]
+    if rows > _MAX_ROWS:
+        return f"a token has {rows} channels, at most {_MAX_ROWS} are supported"
     return None if A.dtype == torch.float32 else f"A is {A.dtype}, float32 is supported"
 
 
