@@ -36,7 +36,7 @@ PARTS: dict[str, set[str]] = {
     "formats": {"ops", "numerics", "scheme", "errors"},
     "modules": {"formats", "ops", "numerics", "scheme", "sites", "errors"},
     "families": {"modules", "formats", "ops", "numerics", "scheme", "sites", "files", "errors"},
-    "runtime": {"families", "modules", "formats", "ops", "numerics", "scheme", "sites", "errors"},
+    "runtime": {"families", "modules", "formats", "ops", "numerics", "scheme", "sites", "files", "errors"},
     # A transform rewrites the mixers of a model in place, guided by statistics: it needs to know both.
     # AWQ rounds weights to choose their scales.
     "transforms": {
@@ -60,6 +60,9 @@ CORE = {
     "resolution",
     "calibrate",
     "ranges",
+    "sensitivity",
+    "allocation",
+    "sequential",
     "pipeline",
     "checkpoint",
     "model",
@@ -78,8 +81,17 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Library -> the only files that may import it, as patterns under src/ssmquant.
 CONFINED: dict[str, tuple[str, ...]] = {
-    "triton": ("ops/*/triton.py",),
-    "transformers": ("families/*", "integrations/*", "model.py", "loading.py", "data/windows.py"),
+    # Kernels, the device functions that they share, and the command that tunes them.
+    "triton": ("ops/*/triton.py", "ops/*/triton_step.py", "ops/triton_numerics.py", "ops/linear_tuning.py"),
+    # In `bench` it is a peer to measure.
+    "transformers": (
+        "families/*",
+        "integrations/*",
+        "model.py",
+        "loading.py",
+        "data/windows.py",
+        "bench/subjects.py",
+    ),
     "lm_eval": ("integrations/lm_eval.py",),
     "huggingface_hub": ("files/*",),
     "typer": ("cli/*",),

@@ -91,6 +91,11 @@ def test_a_path_may_hold_a_plus(tmp_path: Path) -> None:
     assert load_recipe(f"{path}+state=large").settings == {"state": "large"}
 
 
+def test_a_reference_may_be_longer_than_a_file_name() -> None:
+    keep = [f"layers.{layer}.in_proj.weight" for layer in range(64)]
+    assert load_recipe("+keep=".join(["fp16", *keep])).keep == tuple(keep)
+
+
 def test_conditions_decide_what_applies(tmp_path: Path) -> None:
     recipe = load_recipe(
         written(

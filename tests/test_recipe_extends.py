@@ -63,7 +63,7 @@ def test_lists_go_on_mappings_are_joined_and_the_rest_is_replaced(tmp_path: Path
         **base.schemes,
         "group": TensorScheme(bits=4, granularity="per-group", group_size=64),
     }
-    assert mine.rules == load_recipe("quamba2-w4a8+quantizer=rtn").rules  # what stands for an option follows it
+    assert mine.rules == load_recipe("quamba2-w4a8+quantizer=rtn").rules  # $quantizer follows the default
 
 
 def test_own_rules_win_over_those_of_the_base() -> None:

@@ -30,10 +30,11 @@ from ssmquant.errors import DataError
 from ssmquant.families import Block, Shell
 from ssmquant.files import combined, digest, digests
 from ssmquant.modules.mixer import StateSite
+from ssmquant.ops.registry import use_backend
 from ssmquant.runtime.engine import Engine
 from ssmquant.statistics import Needs, Statistics
 
-__all__ = ["Gather", "Progress", "cache_folder", "calibrate", "calibrate_cached"]
+__all__ = ["Gather", "Progress", "cache_folder", "calibrate", "calibrate_cached", "identity"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -49,8 +50,9 @@ _LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
+@use_backend("reference")
 def calibrate(shell: Shell, windows: Tensor, needs: Needs, progress: Progress | None = None) -> Statistics:
-    """Return the statistics of a float model over some text.
+    """Return the statistics of a float model over some text; the reference runs it, so that they depend on no kernel.
 
     Args:
         shell: the float model.
@@ -188,12 +190,7 @@ def calibrate_cached(
     gather = gather or calibrate
     if cache is None:
         return gather(shell, windows, needs, progress)
-    key = {
-        "version": _CACHE_VERSION,
-        "model": combined(digests(shell.model.state_dict())),
-        "constants": [_constants(block) for block in shell.blocks],
-        "windows": digest(windows),
-    }
+    key = {"version": _CACHE_VERSION, "model": identity(shell), "windows": digest(windows)}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / "calibration" / f"{name}.safetensors"
     with _locked(cache / "locks" / name):
@@ -216,10 +213,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _constants(block: Block) -> str:
-    """Return what a block computes with besides its tensors: sizes, limits of dt, epsilons, the online transform."""
-    mixer = block.mixer
-    return repr((block.norm.eps, mixer.dims, mixer.hadamard))
+def identity(shell: Shell) -> dict[str, Any]:
+    """Return what a float model's results depend on: the digest of its tensors, and the constants of each block.
+
+    Those are sizes, limits of dt, epsilons, the online transform.
+    """
+    constants = [repr((block.norm.eps, block.mixer.dims, block.mixer.hadamard)) for block in shell.blocks]
+    return {"tensors": combined(digests(shell.model.state_dict())), "constants": constants}
 
 
 def _read(path: Path) -> Statistics:

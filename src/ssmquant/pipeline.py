@@ -8,24 +8,30 @@ weights whose quantizer is a sequential one come last, with the text running thr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmquant.calibrate import Gather, Progress, cache_folder, calibrate_cached
+from ssmquant.allocation import settle
+from ssmquant.calibrate import Gather, Progress, cache_folder, calibrate_cached, identity
 from ssmquant.data import calibration_windows
 from ssmquant.errors import ModelError, SsmquantError
 from ssmquant.families import Shell, build
 from ssmquant.files import digest
 from ssmquant.model import Model
 from ssmquant.modules.weights import Weight
-from ssmquant.planning import Plan, PlanRow, statistic_site
+from ssmquant.ops.registry import use_backend
+from ssmquant.planning import Choice, Plan, PlanRow, statistic_site
 from ssmquant.quantizers import QUANTIZERS
 from ssmquant.ranges import needed, site_tensors
 from ssmquant.recipe import Recipe, load_recipe
 from ssmquant.resolution import resolve
+from ssmquant.scheme import FLOAT32, TensorScheme
+from ssmquant.sensitivity import Divergences, sensitivities, sensitivities_cached
 from ssmquant.sequential import quantise_in_sequence
 from ssmquant.statistics import Needs, Statistics
 from ssmquant.transforms import TRANSFORMS, Context
@@ -34,6 +40,7 @@ __all__ = ["quantize"]
 
 
 @torch.no_grad()
+@use_backend("reference")
 def quantize(
     model: Model,
     recipe: str | Path | Recipe,
@@ -46,6 +53,8 @@ def quantize(
     gather: Gather | None = None,
 ) -> Model:
     """Return a quantised copy of a float model; the model itself is not changed.
+
+    Whatever the codes depend on is computed by the reference ops, so that no kernel changes a checkpoint.
 
     Args:
         model: a float model.
@@ -77,14 +86,67 @@ def quantize(
         context.params = plan.params.get(name, {})
         TRANSFORMS[name].apply(shell, context)
     statistics = calibrator(shell, _needs(plan))
+
+    def assembled(plan: Plan) -> Shell:
+        return _assembled(plan, shell, statistics, context.groups, calibrator)
+
+    if plan.choice:
+        plan = settle(plan, _divergences(plan, plan.choice, shell, assembled, calibrator))
+    quantised = assembled(plan)
+    return Model(model.name, quantised, model.tokenizer, plan, calibrator.provenance)
+
+
+def _assembled(
+    plan: Plan, source: Shell, statistics: Statistics, groups: dict[str, Tensor], calibrator: _Calibrator
+) -> Shell:
+    """Return the quantised model of a plan; of what the plan leaves open, the cheapest.
+
+    Args:
+        plan: the plan.
+        source: the transformed float model.
+        statistics: what calibration saw of it.
+        groups: group of each channel for per-head-group sites.
+        calibrator: has the text, for weights that need it again.
+    """
     coded = [row for row in plan.weights() if not row.scheme.is_float]
     later = [row for row in coded if QUANTIZERS[row.quantizer].sequential]
     first = {name: s for name, s in plan.schemes.items() if name not in {row.site.name for row in later}}
-    quantised = build(model.config, first, hadamard=plan.hadamard, tied=plan.tied)
-    _fill(quantised, shell, plan, statistics, context.groups, progress)
+    quantised = build(source.model.config, first, hadamard=plan.hadamard, tied=plan.tied)
+    _fill(quantised, source, plan, statistics, groups, calibrator.progress)
     if later:
-        quantise_in_sequence(quantised, later, calibrator.windows, progress)
-    return Model(model.name, quantised, model.tokenizer, plan, calibrator.provenance)
+        quantise_in_sequence(quantised, later, calibrator.windows, calibrator.progress)
+    return quantised
+
+
+def _divergences(
+    plan: Plan, choice: Choice, shell: Shell, assembled: Callable[[Plan], Shell], calibrator: _Calibrator
+) -> Divergences:
+    """Return how sensitive the float model is to what a plan leaves to measurement; from the cache if it is there.
+
+    Args:
+        plan: the plan.
+        choice: what it leaves open.
+        shell: the transformed float model.
+        assembled: makes the quantised model of a plan.
+        calibrator: has the text.
+    """
+
+    def alone(schemes: Mapping[str, TensorScheme]) -> Shell:
+        """Return the model that is float but for these sites."""
+        return assembled(plan.with_schemes(dict.fromkeys(plan.schemes, FLOAT32) | dict(schemes)))
+
+    def measured() -> Divergences:
+        kinds = next(iter(choice.schemes.values()))
+        weights = {scheme.short(): alone(dict.fromkeys(choice.schemes, scheme)) for scheme in kinds}
+        layers = {n: s for n, s in plan.activation_schemes.items() if n.startswith("layers.")}
+        activations = alone({n: s for n, s in layers.items() if not n.endswith(".state")})
+        sites = list(choice.schemes)
+        return sensitivities(shell, weights, sites, activations, calibrator.windows, calibrator.progress)
+
+    unlimited = replace(choice, limit=0, float_share=0.0, budget="")  # what is measured depends on no budget
+    content = replace(plan, recipe="", choice=unlimited).to_json()
+    key = {"model": identity(shell), "windows": digest(calibrator.windows), "plan": content}
+    return sensitivities_cached(measured, key, cache=calibrator.cache)
 
 
 def _clone(source: Shell, *, tied: bool) -> Shell:
@@ -111,7 +173,7 @@ class _Calibrator:
         gather: Gather | None,
     ) -> None:
         self._model, self._text, self._samples, self._seqlen = model, text, samples, seqlen
-        self._progress, self._cache, self._gather = progress, cache, gather
+        self.progress, self.cache, self._gather = progress, cache, gather
         self._windows: Tensor | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -120,7 +182,7 @@ class _Calibrator:
         if not needs:
             return Statistics()
         return calibrate_cached(
-            shell, self.windows, needs, self._progress, cache=self._cache, gather=self._gather
+            shell, self.windows, needs, self.progress, cache=self.cache, gather=self._gather
         )
 
     @property

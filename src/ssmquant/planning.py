@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ssmquant.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["LINEARS", "Plan", "PlanRow", "input_site", "statistic_site"]
+__all__ = ["LINEARS", "Allocation", "Choice", "Plan", "PlanRow", "input_site", "statistic_site"]
 
 # The linear layers, and the site that each reads.
 LINEARS = {
@@ -59,6 +59,43 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What is left to measurement: a scheme for each of some weights, and which layers have float activations.
+
+    Attributes:
+        schemes: by site, what it may be, cheapest first.
+        limit: most bytes that these weights may take.
+        float_share: largest share of the layers' multiplications in layers with float activations.
+        budget: as it was asked for, ``4.5bits`` or ``120mb``.
+    """
+
+    schemes: Mapping[str, tuple[TensorScheme, ...]]
+    limit: int
+    float_share: float
+    budget: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What was chosen by measurement, and why.
+
+    Attributes:
+        budget: as it was asked for.
+        bits: of the chosen weights at rest on average, scales included.
+        float_share: share of the layers' multiplications in layers with float activations.
+        gap: by how much of its summed divergence the choice may be above the best one, at most.
+        divergence: KL of the model with one thing quantised alone, nats a token: by weight and scheme, by layer
+            (``layers.3``) for its activations.
+    """
+
+    budget: str
+    bits: float
+    float_share: float
+    gap: float
+    divergence: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is done to a model.
 
@@ -68,6 +105,8 @@ class Plan:
         family: model type.
         transforms: names, in order.
         params: numbers of the transforms that have any, by name.
+        choice: what is still left to measurement; the rows have the cheapest until then.
+        allocation: what was chosen by measurement.
         tied: whether the head stays tied to the embedding.
         rows: one a site, in the order of the data flow.
     """
@@ -79,6 +118,8 @@ class Plan:
     tied: bool
     rows: tuple[PlanRow, ...]
     params: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    choice: Choice | None = None
+    allocation: Allocation | None = None
 
     @property
     def schemes(self) -> dict[str, TensorScheme]:
@@ -108,6 +149,15 @@ class Plan:
         """Bytes of the same weights in 16 bits, as models are distributed."""
         return 2 * sum(row.site.numel for row in self.weights())
 
+    def with_schemes(self, schemes: Mapping[str, TensorScheme]) -> Plan:
+        """Return the plan with other schemes at some sites."""
+
+        def changed(row: PlanRow) -> PlanRow:
+            scheme = schemes.get(row.site.name, row.scheme)
+            return PlanRow(row.site, FLOAT32, "") if scheme == FLOAT32 else replace(row, scheme=scheme)
+
+        return replace(self, rows=tuple(changed(row) for row in self.rows))
+
     def summary(self) -> dict[str, int]:
         """Return how many sites have each scheme."""
         return dict(Counter(row.scheme.short() for row in self.rows))
@@ -118,7 +168,11 @@ class Plan:
         for row in self.rows:
             if row.scheme != FLOAT32:
                 names.setdefault(row.scheme, f"s{len(names)}")
-        return {
+        for scheme in (
+            s for options in (self.choice.schemes if self.choice else {}).values() for s in options
+        ):
+            names.setdefault(scheme, f"s{len(names)}")
+        content = {
             "recipe": self.recipe,
             "source": self.source,
             "family": self.family,
@@ -132,6 +186,12 @@ class Plan:
                 r.site.name: [names[r.scheme], r.rule, r.quantizer] for r in self.rows if r.scheme in names
             },
         }
+        if self.choice:
+            options = {site: [names[s] for s in schemes] for site, schemes in self.choice.schemes.items()}
+            content["choice"] = {**asdict(replace(self.choice, schemes={})), "schemes": options}
+        if self.allocation:
+            content["allocation"] = asdict(self.allocation)
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], config: Any) -> Plan:
@@ -160,7 +220,8 @@ class Plan:
             )
             return cls(
                 content["recipe"], content["source"], content["family"], tuple(content["transforms"]),
-                bool(content["tied"]), rows, content.get("params") or {},
+                bool(content["tied"]), rows, content.get("params") or {}, _choice(content, schemes),
+                Allocation(**content["allocation"]) if "allocation" in content else None,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
@@ -196,6 +257,13 @@ class Plan:
             )
             groups.setdefault(key, []).append((int(number) if head == "layers" else 0, row))
         return {key[0].format(_ranges([n for n, _ in found])): found[0][1] for key, found in groups.items()}
+
+
+def _choice(content: Mapping[str, Any], schemes: Mapping[str, TensorScheme]) -> Choice | None:
+    if "choice" not in content:
+        return None
+    options = {site: tuple(schemes[n] for n in names) for site, names in content["choice"]["schemes"].items()}
+    return Choice(**{**content["choice"], "schemes": options})
 
 
 def _ranges(numbers: list[int]) -> str:

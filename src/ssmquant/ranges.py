@@ -17,11 +17,14 @@ __all__ = ["needed", "site_tensors"]
 
 def needed(schemes: dict[str, TensorScheme]) -> Needs:
     """Return the statistics that the static sites among these need."""
-    return {
-        site: ("absmax",) if scheme.range is RangeRule.ABSMAX else ("absmax", "histogram")
-        for site, scheme in schemes.items()
-        if scheme.is_static_int
-    }
+    return {site: ("absmax", *_histogram(scheme)) for site, scheme in schemes.items() if scheme.is_static_int}
+
+
+def _histogram(scheme: TensorScheme) -> tuple[str, ...]:
+    """Return the name of the histogram that a scheme's rule needs, if any."""
+    if scheme.range is RangeRule.ABSMAX:
+        return ()
+    return ("histogram",) if scheme.granularity is Granularity.PER_TENSOR else ("channel-histogram",)
 
 
 def site_tensors(
@@ -51,7 +54,7 @@ def site_tensors(
         maxima = rows.amax(dim=1, keepdim=True)
     else:
         maxima = rows.amax().reshape(1, 1)
-    maxima = _clip(name, maxima, scheme, statistics)
+    maxima = _clip(name, maxima, group, scheme, statistics)
     tensors = {"scale": numerics.scale_from_absmax(maxima, scheme.bits).view(site.scale.shape)}
     return tensors if group is None else tensors | {"group": group}
 
@@ -68,16 +71,22 @@ def _group(name: str, site: Activation | StateSite, groups: dict[str, Tensor]) -
     return None
 
 
-def _clip(name: str, maxima: Tensor, scheme: TensorScheme, statistics: Statistics) -> Tensor:
-    """Return the ranges after the scheme's rule."""
-    if scheme.range is RangeRule.ABSMAX:
-        return maxima
-    if maxima.numel() > 1:
-        raise RecipeError(
-            f"site {name}: the rule {scheme.range} is known for per-tensor scales only; use absmax"
-        )
-    histogram, largest = statistics.histogram(name), float(maxima)
-    if scheme.range is RangeRule.MSE:
-        return torch.full_like(maxima, histogram.least_squares(largest, scheme.bits))
-    assert scheme.percentile is not None
-    return torch.full_like(maxima, min(largest, histogram.percentile(scheme.percentile)))
+def _clip(
+    name: str, maxima: Tensor, group: Tensor | None, scheme: TensorScheme, statistics: Statistics
+) -> Tensor:
+    """Return the ranges after the scheme's rule, ``[scales, d_state or 1]`` as the maxima."""
+    match scheme.range, scheme.granularity:
+        case RangeRule.ABSMAX, _:
+            return maxima
+        case RangeRule.MSE, Granularity.PER_TENSOR:
+            found = statistics.histogram(name).least_squares(float(maxima), scheme.bits)
+            return torch.full_like(maxima, found)
+        case RangeRule.MSE, Granularity.PER_STATE_GROUP:
+            assert group is not None
+            histogram = statistics.channel_histogram(name)
+            return histogram.least_squares(maxima[:, 0], group, scheme.bits)[:, None]
+        case RangeRule.PERCENTILE, Granularity.PER_TENSOR:
+            assert scheme.percentile is not None
+            found = statistics.histogram(name).percentile(scheme.percentile)
+            return torch.full_like(maxima, min(float(maxima), found))
+    raise RecipeError(f"site {name}: the rule {scheme.range} is not known for {scheme.granularity} scales")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import resources
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,7 +25,7 @@ from yaml.constructor import ConstructorError
 from ssmquant.errors import RecipeError, nearest
 from ssmquant.scheme import MixedPrecision, TensorScheme
 
-__all__ = ["Option", "Recipe", "Rule", "TransformStep", "load_recipe", "shipped_recipes"]
+__all__ = ["Choose", "Option", "Recipe", "Rule", "TransformStep", "load_recipe", "shipped_recipes"]
 
 
 MixerKind = Literal["mamba1", "mamba2"]
@@ -37,6 +38,8 @@ class _Strict(BaseModel):
 # Options whose values cannot be listed: how they are written, for the machine and in words.
 _FORMS = {
     "whole": (r"[1-9]\d*", "a whole number above 0"),
+    "budget": (r"\d+(\.\d+)?(bits|mb)", "bits a weight or megabytes of the model (4.5bits, 120mb)"),
+    "percent": (r"100%|\d{1,2}(\.\d+)?%", "a percentage (25%)"),
 }
 
 
@@ -46,13 +49,13 @@ class Option(_Strict):
     Attributes:
         help: one line.
         choices: what it may be, where that can be listed.
-        form: how it is written, where it cannot: ``whole``, a whole number above 0.
+        form: how it is written, where it cannot: ``whole`` (a number above 0), ``budget`` (4.5bits), ``percent``.
         default: what it is unless asked otherwise.
     """
 
     help: str
     choices: tuple[str, ...] | None = Field(default=None, min_length=2)
-    form: Literal["whole"] | None = None
+    form: Literal["whole", "budget", "percent"] | None = None
     default: str
 
     @model_validator(mode="after")
@@ -117,6 +120,22 @@ class TransformStep(_Conditional):
     params: Mapping[str, float] = Field(default_factory=dict)
 
 
+class Choose(_Strict):
+    """What is chosen by measurement, under a budget: the scheme of some weights, and layers with float activations.
+
+    Attributes:
+        match: shell patterns of weights; those that the rules give one of the schemes are chosen for.
+        schemes: names of schemes of the recipe.
+        budget: ``4.5bits``, of the chosen weights on average, scales included; or ``120mb``, of all of the model's.
+        float_share: largest share of the layers' multiplications that those with float activations do, ``25%``.
+    """
+
+    match: tuple[str, ...] = Field(min_length=1)
+    schemes: tuple[str, ...] = Field(min_length=2)
+    budget: str = Field(pattern=_FORMS["budget"][0])
+    float_share: str = Field(pattern=_FORMS["percent"][0])
+
+
 class Recipe(_Strict):
     """What is wanted of a quantised model.
 
@@ -129,6 +148,7 @@ class Recipe(_Strict):
         transforms: in order of application.
         schemes: named schemes for the rules.
         rules: in order; later ones win.
+        choose: what is left to measurement; None for nothing.
         chosen: value of each option.
         keep: patterns of sites that stay float32.
     """
@@ -141,16 +161,16 @@ class Recipe(_Strict):
     transforms: tuple[TransformStep, ...] = ()
     schemes: Mapping[str, TensorScheme] = Field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+    choose: Choose | None = None
     chosen: Mapping[str, str] = Field(default_factory=dict)
     keep: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
-        for rule in self.rules:
-            if rule.scheme not in self.schemes:
-                raise ValueError(
-                    f"a rule names the scheme {rule.scheme!r}; {nearest(rule.scheme, self.schemes)}"
-                )
+        named = [rule.scheme for rule in self.rules] + list(self.choose.schemes if self.choose else ())
+        for scheme in named:
+            if scheme not in self.schemes:
+                raise ValueError(f"a rule names the scheme {scheme!r}; {nearest(scheme, self.schemes)}")
         for settings in (self.chosen, *(step.when for step in (*self.rules, *self.transforms))):
             for name, value in settings.items():
                 if name not in self.options or self.options[name].refuses(value):
@@ -210,7 +230,7 @@ class _Options(_Strict):
 
 
 # Parts of a recipe in which ``$name`` stands for an option.
-_TEMPLATES = {"transforms", "schemes", "rules"}
+_TEMPLATES = {"transforms", "schemes", "rules", "choose"}
 
 
 def _asked_for(recipe: str, options: Mapping[str, Option], words: list[str]) -> dict[str, Any]:
@@ -253,7 +273,7 @@ def _taken_apart(reference: str) -> tuple[str, list[str]]:
     words = reference.split("+")
     for count in range(len(words), 1, -1):
         path = "+".join(words[:count])
-        if Path(path).is_file():
+        if isfile(path):  # Path.is_file raises for a name that is too long to be one
             return path, words[count:]
     return words[0], words[1:]
 
@@ -275,7 +295,7 @@ def _read(name: str) -> dict[str, Any]:
     """Return a recipe's content, with that of the recipe that it extends before its own."""
     shipped = shipped_recipes()
     path = shipped.get(name, Path(name))
-    if not path.is_file():
+    if not isfile(path):
         raise RecipeError(f"no recipe {name!r}, and no such file; {nearest(name, shipped)}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
@@ -321,6 +341,7 @@ def _explain(error: ValidationError) -> str:
         *Recipe.model_fields,
         *Rule.model_fields,
         *Option.model_fields,
+        *Choose.model_fields,
         *TensorScheme.model_fields,
         *MixedPrecision.model_fields,
     }

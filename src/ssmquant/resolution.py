@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import ceil
 from typing import Any
 
 from ssmquant.errors import InputError, RecipeError, nearest
@@ -12,9 +14,9 @@ from ssmquant.formats import format_for
 from ssmquant.modules.activation import scale_shape
 from ssmquant.modules.mixer import StateSite
 from ssmquant.modules.weights import CausalConv1d, Embedding, Linear, Weight
-from ssmquant.planning import LINEARS, Plan, PlanRow, input_site, statistic_site
+from ssmquant.planning import LINEARS, Choice, Plan, PlanRow, statistic_site
 from ssmquant.quantizers import QUANTIZERS
-from ssmquant.recipe import Recipe, Rule
+from ssmquant.recipe import Choose, Recipe, Rule
 from ssmquant.scheme import FLOAT32, Granularity, RangeRule, TensorScheme
 from ssmquant.sites import Site, SiteKind
 from ssmquant.transforms import TRANSFORMS
@@ -76,7 +78,46 @@ def resolve(recipe: Recipe, config: Any, *, tied: bool) -> Plan:
         and by_name["embedding.weight"] == by_name["lm_head.weight"]
     )
     params = {step.name: step.params for step in steps if step.params}
-    return Plan(recipe.reference, recipe.source, family.name, transforms, tied, rows, params)
+    plan = Plan(recipe.reference, recipe.source, family.name, transforms, tied, rows, params)
+    return plan if recipe.choose is None else _with_choice(plan, recipe, recipe.choose)
+
+
+def _with_choice(plan: Plan, recipe: Recipe, choose: Choose) -> Plan:
+    """Return the plan with what is left to measurement, the cheapest of it in the rows."""
+    named = [recipe.schemes[name] for name in choose.schemes]
+    options: dict[str, tuple[TensorScheme, ...]] = {}
+    for row in plan.weights():
+        if row.scheme in named and any(fnmatchcase(row.site.name, pattern) for pattern in choose.match):
+            if not row.site.name.startswith("layers."):
+                raise RecipeError(f"site {row.site.name}: only weights of layers are chosen by measurement")
+            rows = sorted((replace(row, scheme=scheme) for scheme in named), key=PlanRow.weight_bytes)
+            options[row.site.name] = tuple(candidate.scheme for candidate in rows)
+    if not options:
+        raise RecipeError(f"recipe {recipe.name!r}: it leaves no weight to choose a scheme for; drop a +keep")
+    for scheme in named:
+        candidate = plan.with_schemes(dict.fromkeys(options, scheme))
+        for row in candidate.rows:
+            _check(row, {row.site.name: row.scheme for row in candidate.rows}, candidate.transforms)
+    plan = plan.with_schemes({site: schemes[0] for site, schemes in options.items()})
+    chosen = [row for row in plan.weights() if row.site.name in options]
+    smallest, numel = sum(row.weight_bytes() for row in chosen), sum(row.site.numel for row in chosen)
+    others = plan.weight_bytes() - smallest
+    if choose.budget.endswith("bits"):
+        limit = int(float(choose.budget.removesuffix("bits")) * numel / 8)
+    else:
+        limit = int(float(choose.budget.removesuffix("mb")) * 1e6) - others
+    if limit < smallest:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: a budget of {choose.budget} cannot be reached; the smallest that can is "
+            f"{_up(8 * smallest / numel)}bits, {_up((smallest + others) / 1e6)}mb"
+        )
+    share = float(choose.float_share.removesuffix("%")) / 100
+    return replace(plan, choice=Choice(options, limit, share, choose.budget))
+
+
+def _up(number: float) -> str:
+    """Return a number in thousandths, rounded up, so that it suffices."""
+    return f"{ceil(number * 1000) / 1000:.3f}"
 
 
 def _row(site: Site, patterns: list[tuple[str, Rule]], schemes: Mapping[str, TensorScheme]) -> PlanRow:
@@ -132,8 +173,13 @@ def _check_range(site: Site, scheme: TensorScheme) -> None:
         raise RecipeError("an interval is for a recurrent state")
     if scheme.range is not RangeRule.ABSMAX and site.kind is SiteKind.WEIGHT:
         raise RecipeError(f"the rule {scheme.range} is for activations; a weight's range is its quantizer's")
-    if scheme.range is not RangeRule.ABSMAX and scheme.granularity is not Granularity.PER_TENSOR:
-        raise RecipeError(f"the rule {scheme.range} is known for per-tensor scales only; use absmax")
+    known = [Granularity.PER_TENSOR]
+    if scheme.range is RangeRule.MSE:
+        known.append(Granularity.PER_STATE_GROUP)
+    if scheme.range is not RangeRule.ABSMAX and scheme.granularity not in known:
+        raise RecipeError(
+            f"the rule {scheme.range} is known for {' and '.join(known)} scales only; use absmax"
+        )
 
 
 def _check_quantizer(row: PlanRow) -> None:

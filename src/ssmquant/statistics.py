@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import SsmquantError
-from ssmquant.observers import OBSERVERS, AbsMax, Fisher, Hessian, Histogram, MeanAbs, Observer
+from ssmquant.observers import (
+    OBSERVERS,
+    AbsMax,
+    ChannelHistogram,
+    Fisher,
+    Hessian,
+    Histogram,
+    MeanAbs,
+    Observer,
+)
 
 __all__ = ["Needs", "Statistics"]
 
@@ -117,6 +126,12 @@ class Statistics:
         """Return the histogram of a site."""
         observer = self.sites[site][Histogram.name]
         assert isinstance(observer, Histogram)
+        return observer
+
+    def channel_histogram(self, site: str) -> ChannelHistogram:
+        """Return the histograms of a site's channels."""
+        observer = self.sites[site][ChannelHistogram.name]
+        assert isinstance(observer, ChannelHistogram)
         return observer
 
     def hessian(self, site: str) -> Tensor:

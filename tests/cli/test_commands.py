@@ -98,6 +98,60 @@ def test_quantize_refuses_before_any_work(run: Any, out: Path, monkeypatch: pyte
     assert not (out.parent / "new").exists()
 
 
+def test_a_budget_is_an_option_of_the_recipe(run: Any, tmp_path: Path) -> None:
+    asked = {
+        "w4ax+budget=4.5bits": ["w4ax", "--budget", "4.5bits"],
+        "w4ax+budget=7.25mb": ["w4ax", "--budget-mb", "7.25"],
+        "w4ax+float_share=0%+budget=4.5bits": ["w4ax+float_share=0%", "--budget", "4.5bits"],
+    }
+    for reference, words in asked.items():
+        outcome = run("plan", FLOAT, "-r", *words, "--json", tmp_path / "plan.json")
+        assert outcome.status == 0
+        assert _read(tmp_path / "plan.json") == ssmquant.plan(FLOAT, reference).to_json()
+        left = outcome.stdout.splitlines()[-1]
+        assert left.startswith(
+            f"to be chosen by measurement, within {reference.rpartition('=')[2]}: int4 per-group 128"
+        )
+        assert "for 16 weights" in left
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["w4ax", "--budget", "4.5bits", "--budget-mb", "7"], "choose --budget or --budget-mb"),
+        (
+            ["w4ax", "--budget", "4bits"],
+            "a budget of 4bits cannot be reached; the smallest that can is 4.250bits",
+        ),
+        (["w4ax", "--budget-mb", "1"], "a budget of 1.0mb cannot be reached"),
+        (["w4ax", "--budget", "small"], "budget='small' is not bits a weight or megabytes of the model"),
+        (["fp16", "--budget", "5bits"], "recipe 'fp16' has no option 'budget'"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused_before_any_work(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.setattr(loading, "load", None)
+    for command in (["plan", FLOAT], ["quantize", FLOAT, "-o", tmp_path / "out"]):
+        outcome = run(*command, "-r", *words)
+        assert outcome.status == 2
+        assert message in " ".join(outcome.stderr.split())
+
+
+def test_quantize_says_what_was_chosen(run: Any, tmp_path: Path) -> None:
+    outcome = run("quantize", FLOAT, "-r", "w4ax", "--budget", "6bits", "-o", tmp_path / "out", *SMALL)
+    assert outcome.status == 0
+    line = outcome.stdout.splitlines()[2]
+    assert (
+        line.startswith("chosen by measurement, within 6bits: 5.")
+        and "bits a weight, float activations for" in line
+    )
+    plan = _read(tmp_path / "out" / "config.json")["quantization_config"]["plan"]
+    assert plan["recipe"] == "w4ax+budget=6bits"
+    assert plan["allocation"]["bits"] <= 6
+    assert len(plan["allocation"]["divergence"]) == 16 + 8
+
+
 def test_quantize_force_replaces(run: Any, out: Path, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)

@@ -14,7 +14,7 @@ from ssmquant._version import __version__
 from ssmquant.errors import CheckFailed, ModelError, SsmquantError
 
 PLAN = ("plan", "some/model", "--recipe", "w8a8-naive")
-COMMANDS = ["demo", "recipes", "plan", "quantize", "eval", "generate", "chat", "inspect", "verify"]
+COMMANDS = "demo recipes plan quantize eval compare generate chat bench inspect verify".split()
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

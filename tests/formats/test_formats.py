@@ -201,7 +201,8 @@ def test_schemes_that_no_format_holds_are_refused(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize("columns", [10, 2])
 def test_groups_that_do_not_divide_are_refused(columns: int) -> None:
     with pytest.raises(
-        RecipeError, match=f"groups of 4 codes do not divide rows of {columns}; the nearest group_size that does is"
+        RecipeError,
+        match=f"groups of 4 codes do not divide rows of {columns}; the nearest group_size that does is",
     ):
         format_for(scheme("int4 per-group")).tensors((OUT, columns), scheme("int4 per-group"))
 

@@ -83,7 +83,8 @@ def test_odd_rows_are_refused_when_planned(shape: tuple[int, int]) -> None:
 
 def test_groups_that_do_not_divide_a_row_are_refused_when_planned() -> None:
     with pytest.raises(
-        RecipeError, match="groups of 128 codes do not divide rows of 192; the nearest group_size that does is 96"
+        RecipeError,
+        match="groups of 128 codes do not divide rows of 192; the nearest group_size that does is 96",
     ):
         INT4.tensors((4, 192), scheme(128))
 

@@ -13,6 +13,7 @@ from ssmquant.errors import InputError, SsmquantError
 from ssmquant.formats import Codes, restored
 from ssmquant.numerics import code_limit
 from ssmquant.quantizers import QUANTIZERS, clip, descent, gptq, round_to_nearest
+from ssmquant.quantizers.gptq import column_steps, spread_errors
 from ssmquant.scheme import Granularity, TensorScheme
 
 SIZE = 8
@@ -36,59 +37,49 @@ def output_error(weight: Tensor, found: Codes, scheme: TensorScheme, tokens: Ten
     return ((restored(found, scheme).double() - weight.double()) @ tokens.T).square().sum(dim=1)
 
 
+def spread(weight: Tensor, x: Tensor, near: Codes, scheme: TensorScheme) -> Codes:
+    columns = weight.shape[1]
+    steps = column_steps(near.scale, columns)
+    return Codes(spread_errors(weight, moment(x), steps, [scheme.bits] * columns), near.scale)
+
+
 def naive(weight: Tensor, x: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     """Return codes and scales (a scale a weight): every code and scale by trial on the tokens themselves."""
-    tokens, w, size = damped(x), weight.double(), scheme.group_size or weight.shape[1]
-    start, limit = clip(w, moment(x), scheme), code_limit(scheme.bits)
-    scale = start.scale.double().view(len(w), -1).repeat_interleave(size, dim=1)
-    order = moment(x).diagonal().argsort(descending=True)
-    codes = torch.empty_like(w)
-    spread = spread_codes(weight, x, start.scale, scheme)
-    for row, wanted in enumerate(w):
+    tokens, size, columns = damped(x), scheme.group_size or weight.shape[1], weight.shape[1]
+    order = moment(x).diagonal().argsort(descending=True).tolist()
+    every = torch.arange(-code_limit(scheme.bits), code_limit(scheme.bits) + 1, dtype=torch.float64)
 
-        def error(c: Tensor, s: Tensor, wanted: Tensor = wanted) -> float:
-            return float((tokens @ (c * s - wanted)).square().sum())
+    def error(codes: Tensor, scale: Tensor, row: Tensor) -> Tensor:
+        return ((codes * scale - row) @ tokens.T).square().sum(dim=-1)
 
-        c, s = (
-            min((spread[row], start.codes[row].double()), key=lambda c, s=scale[row]: error(c, s)),
-            scale[row],
-        )
-        scale[row], codes[row] = s, c
-    before = torch.inf
-    for _ in range(5):
-        for row, wanted in enumerate(w):
-            c, s = codes[row], scale[row]
-            for j in order.tolist():
-                tried = [
-                    torch.where(torch.arange(len(c)) == j, float(n), c) for n in range(-limit, limit + 1)
-                ]
-                c = min(
-                    tried, key=lambda t, s=s, wanted=wanted: float((tokens @ (t * s - wanted)).square().sum())
-                )
-            for first in range(0, len(c), size):
-                part = slice(first, first + size)
-                rest = wanted - torch.where(
-                    torch.arange(len(c)).div(size, rounding_mode="floor") == first // size, 0, c * s
-                )
-                found = torch.linalg.lstsq(
-                    (tokens[:, part] @ c[part])[:, None], (tokens @ rest)[:, None]
-                ).solution
-                s[part] = found.float().double()
-            codes[row], scale[row] = c, s
-        after = float(((codes * scale - w) @ tokens.T).square().sum())
-        if after >= 0.995 * before:
+    near = [clip(weight.double(), moment(x), scheme), round_to_nearest(weight.double(), scheme)]
+    starts = near + [spread(weight.double(), x, n, scheme) for n in near]
+    scales = [s.scale.double().view(len(weight), -1).repeat_interleave(size, dim=1) for s in starts]
+    rows = []
+    for place, row in enumerate(weight.double()):
+        begun = [
+            (start.codes[place].double(), scale[place]) for start, scale in zip(starts, scales, strict=True)
+        ]
+        rows.append(min(begun, key=lambda pair, row=row: float(error(*pair, row))))
+    before = sum(float(error(*pair, row)) for pair, row in zip(rows, weight.double(), strict=True))
+    for _ in range(4):
+        for place, row in enumerate(weight.double()):
+            codes, scale = (t.clone() for t in rows[place])
+            for j in order:
+                tried = codes.repeat(len(every), 1)
+                tried[:, j] = every
+                codes = tried[error(tried, scale, row).argmin()]
+            for first in range(0, columns, size):
+                inside = torch.arange(columns).div(size, rounding_mode="floor") == first // size
+                rest = tokens @ (row - torch.where(inside, 0.0, codes * scale))
+                along = tokens @ torch.where(inside, codes, 0.0)
+                scale[inside] = (along @ rest / (along @ along)).float().double()
+            rows[place] = codes, scale
+        after = sum(float(error(*pair, row)) for pair, row in zip(rows, weight.double(), strict=True))
+        if after >= 0.99 * before:
             break
         before = after
-    return codes, scale
-
-
-def spread_codes(weight: Tensor, x: Tensor, scale: Tensor, scheme: TensorScheme) -> Tensor:
-    from ssmquant.quantizers.gptq import column_steps, spread_errors
-
-    columns = weight.shape[1]
-    return spread_errors(
-        weight.double(), moment(x), column_steps(scale, columns), [scheme.bits] * columns
-    ).double()
+    return torch.stack([codes for codes, _ in rows]), torch.stack([scale for _, scale in rows])
 
 
 @pytest.mark.parametrize("scheme", [GROUPS, WIDE], ids=["groups", "rows"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ from ssmquant.eval.metrics import compare
 from ssmquant.families import Shell
 from ssmquant.formats import Codes
 from ssmquant.modules.weights import Linear
-from ssmquant.quantizers import QUANTIZERS
+from ssmquant.quantizers import QUANTIZERS, gptq
 from ssmquant.runtime.engine import Engine
+from ssmquant.scheme import TensorScheme
 from ssmquant.sequential import Passage, quantise_in_sequence
 
 #: Float projections, and the rest in int8.
@@ -56,14 +57,11 @@ def test_every_hessian_is_that_of_the_quantised_layers_before(
     """The final model, in which later layers have changed too, gives an earlier layer the same inputs."""
     seen: list[Tensor] = []
 
-    def choose(weight: Tensor, scheme: Any, hessian: Tensor) -> Codes:
+    def choose(weight: Tensor, scheme: TensorScheme, hessian: Tensor) -> Codes:
         seen.append(hessian)
-        return QUANTIZERS["gptq"].choose(weight, scheme, hessian)
+        return gptq(weight, hessian, scheme)
 
-    sequential = QUANTIZERS["gptq-sequential"]
-    monkeypatch.setitem(
-        QUANTIZERS, "gptq-sequential", type(sequential)(**{**vars(sequential), "choose": choose})
-    )
+    monkeypatch.setitem(QUANTIZERS, "gptq-sequential", replace(QUANTIZERS["gptq-sequential"], choose=choose))
     made = ssmquant.quantize(
         float_model(model), RECIPES[model], calibration=str(texts()), samples=8, seqlen=64, cache=False
     )

@@ -26,12 +26,15 @@ def inspect(model: QuantisedFolder, json: JsonFile = None) -> None:
 
     stored = _by_dtype(read_tensors(resolve(model)))
     loaded = ssmquant.load(model)
-    _, state = loaded.engine().prefill([[0]])
+    engine = loaded.engine()
+    _, state = engine.prefill([[0]])
     console = stdout()
     console.print(_tensor_table(stored))
     if loaded.plan is not None:
         console.print(loaded.plan.table())
     console.print(f"family: {loaded.family}")
+    why = f" ({engine.reason})" if engine.reason else ""
+    console.print(printable(f"engine: {type(engine).__name__}{why}"), markup=False, soft_wrap=True)
     console.print(f"recurrent state: {size(state.nbytes)} a sequence, whatever its length")
     for key, value in _flat(loaded.provenance).items():
         console.print(printable(f"{key}: {value}"), markup=False, soft_wrap=True)
@@ -39,6 +42,8 @@ def inspect(model: QuantisedFolder, json: JsonFile = None) -> None:
         "model": model,
         "family": loaded.family,
         "tensors": stored,
+        "engine": type(engine).__name__,
+        "engine_reason": engine.reason,
         "state_bytes": state.nbytes,
         "plan": None if loaded.plan is None else loaded.plan.to_json(),
         "provenance": loaded.provenance,

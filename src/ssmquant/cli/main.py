@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssmquant._version import __version__
+from ssmquant.cli.bench import bench
 from ssmquant.cli.chat import chat
 from ssmquant.cli.compare import compare
 from ssmquant.cli.console import stderr, stdout
@@ -80,6 +81,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("chat")(chat)
+app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
 

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ssmquant.errors import InputError
+
 __all__ = [
+    "Budget",
+    "BudgetMegabytes",
     "Force",
     "JsonFile",
     "MaxNewTokens",
@@ -19,6 +23,7 @@ __all__ = [
     "Stop",
     "TopK",
     "TopP",
+    "with_budget",
 ]
 
 ModelReference = Annotated[
@@ -35,6 +40,17 @@ Recipe = Annotated[
         metavar="NAME_OR_FILE[+option=value…]",
         help="Shipped recipe (`ssmquant recipes` lists them) or a YAML file, with options.",
     ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="4.5bits",
+        help="For recipes that choose under a budget (w4ax): most bits a chosen weight, as +budget=4.5bits.",
+    ),
+]
+BudgetMegabytes = Annotated[
+    float | None,
+    typer.Option(metavar="MB", help="The same in megabytes of all weights at rest, as +budget=120mb."),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output folder when it exists.")]
@@ -54,3 +70,18 @@ Stop = Annotated[
         metavar="TEXT", help="End before this text. May be given several times.", show_default=False
     ),
 ]
+
+
+def with_budget(recipe: str, budget: str | None, megabytes: float | None) -> str:
+    """Return a recipe's reference with the budget that the command line gives besides.
+
+    Raises:
+        InputError: it is given in bits and in megabytes.
+    """
+    if budget is not None and megabytes is not None:
+        raise InputError(
+            f"a budget of {budget} and one of {megabytes:g} megabytes were given; choose --budget or --budget-mb"
+        )
+    if megabytes is not None:
+        budget = f"{megabytes}mb"
+    return recipe if budget is None else f"{recipe}+budget={budget}"

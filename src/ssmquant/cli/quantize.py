@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ssmquant.cli.console import print_seconds, size, stdout
-from ssmquant.cli.options import Force, ModelReference, Recipe
+from ssmquant.cli.options import Budget, BudgetMegabytes, Force, ModelReference, Recipe, with_budget
 from ssmquant.cli.plan import plan_summary
 from ssmquant.cli.progress import Progress
 
@@ -31,12 +31,15 @@ def quantize(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep calibration statistics for later recipes.")
     ] = True,
+    budget: Budget = None,
+    budget_mb: BudgetMegabytes = None,
     force: Force = False,
 ) -> None:
     """Quantise a model by a recipe and write it as a folder."""
     import ssmquant
     from ssmquant.files import refuse_existing
 
+    recipe = with_budget(recipe, budget, budget_mb)
     # Everything that can be refused is refused before the weights are read.
     refuse_existing(out, force)
     ssmquant.plan(model, recipe)

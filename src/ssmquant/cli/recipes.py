@@ -18,8 +18,7 @@ def recipes() -> None:
     for name in shipped_recipes():
         recipe = load_recipe(name)
         options = [
-            f"+{key}={'|'.join(option.values)}: {option.help}"
-            for key, option in recipe.options.items()
+            f"+{key}={'|'.join(option.values)}: {option.help}" for key, option in recipe.options.items()
         ]
         table.add_row(name, f"{recipe.description}\n{recipe.source}", "\n".join(options))
     console = stdout()

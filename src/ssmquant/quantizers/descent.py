@@ -1,9 +1,9 @@
 """`descent`: codes and scales chosen in turns for the least error of the layer's output.
 
 For the second moment ``H = sum x x^T`` of its inputs, a change ``E`` of a weight changes the layer's output by
-``tr(E H E^T)`` in sum of squares. GPTQ rounds each column once and never returns to it. Here its codes, or the
-nearest ones where those are better, under absmax ranges or those of `clip`, are where a descent begins for each row, and no
-step of it can raise the error:
+``tr(E H E^T)`` in sum of squares. GPTQ rounds each column once and never returns to it. Here its codes, or the nearest
+ones where they are better, within absmax ranges or those of `clip`, are where the descent of a row begins. No step
+of it can raise the error:
 
 - codes: column by column, each weight takes the code of least error while all other columns stay (coordinate descent,
   as in QuantEase, arXiv 2309.01885);
@@ -27,8 +27,8 @@ from ssmquant.scheme import TensorScheme
 __all__ = ["descent"]
 
 _DAMPING = 0.01  # of the mean diagonal, as GPTQ's: what calibration has not seen should not be forgotten
-_ROUNDS = 5
-_ENOUGH = 0.005  # a round that gains less than this share of the error is the last
+_ROUNDS = 4
+_ENOUGH = 0.01  # a round that gains less than this share of the error is the last
 _BLOCK = 64  # columns whose effect on all others is taken at once; of no influence on the codes, up to ties
 
 
@@ -46,27 +46,35 @@ def descent(weight: Tensor, hessian: Tensor, scheme: TensorScheme) -> Codes:
     """
     columns = weight.shape[1]
     check_hessian(hessian, columns)
-    w, bits = weight.double(), scheme.bits
+    w = weight.double()
     h, mean = with_unseen(hessian.double())
     h = h / mean + _DAMPING * torch.eye(columns, dtype=h.dtype, device=h.device)
-    starts = [
-        start
-        for nearest in (clip(w, hessian, scheme), round_to_nearest(w, scheme))
-        for start in (nearest, Codes(spread_errors(w, hessian, column_steps(nearest.scale, columns), [bits] * columns), nearest.scale))
-    ]
-    all_codes = torch.stack([start.codes.double() for start in starts])
-    all_scales = torch.stack([start.scale.view(len(w), -1).double() for start in starts])
-    error, best = output_error(w - all_codes * _steps(all_scales, columns), h).min(dim=0)
-    codes, scale = (x[best, torch.arange(len(w), device=w.device)] for x in (all_codes, all_scales))
+    starts = _starts(w, hessian, scheme)
+    codes = torch.stack([start.codes.double() for start in starts])
+    scale = torch.stack([start.scale.view(len(w), -1).double() for start in starts])
+    error, best = output_error(w - codes * _steps(scale, columns), h).min(dim=0)
+    rows = torch.arange(len(w), device=w.device)
+    codes, scale = codes[best, rows], scale[best, rows]
     before = error.sum()
     for _ in range(_ROUNDS):
-        codes = _descend(w, codes, _steps(scale, columns), h, bits)
+        codes = _descend(w, codes, _steps(scale, columns), h, scheme.bits)
         scale = _refit(w, codes, scale, h)
         after = output_error(w - codes * _steps(scale, columns), h).sum()
         if after >= (1 - _ENOUGH) * before:
             break
         before = after
     return Codes(codes.to(torch.int8), scale.float().view(starts[0].scale.shape))
+
+
+def _starts(weight: Tensor, hessian: Tensor, scheme: TensorScheme) -> list[Codes]:
+    """Return where the descent of a row may begin: the nearest codes and GPTQ's, within two sets of ranges."""
+    nearest = [clip(weight, hessian, scheme), round_to_nearest(weight, scheme)]
+    columns = weight.shape[1]
+    bits = [scheme.bits] * columns
+    spread = [
+        Codes(spread_errors(weight, hessian, column_steps(n.scale, columns), bits), n.scale) for n in nearest
+    ]
+    return nearest + spread
 
 
 def _steps(scale: Tensor, columns: int) -> Tensor:

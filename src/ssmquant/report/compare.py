@@ -26,10 +26,12 @@ from ssmquant.pipeline import quantize
 from ssmquant.report.comparison import Comparison
 from ssmquant.report.executors import Executor, Serial
 from ssmquant.report.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
+from ssmquant.report.outliers import outlier_shares
 from ssmquant.report.row import Row
 from ssmquant.report.sharing import SharedStatistics
 from ssmquant.report.store import RowStore
 from ssmquant.report.timing import WORKLOAD, Workload, relative_times
+from ssmquant.runtime.engine import Engine
 
 __all__ = ["Calibration", "compare", "require_recipes"]
 
@@ -155,15 +157,16 @@ class _Measurement:
         seconds = perf_counter() - start + statistics.excess
         quantised.name = recipe
         evaluation = evaluate(self.model, [quantised], self.domains, progress=progress)
-        prefill, decode = relative_times(quantised.engine(), self.model.engine(), self.workload)
-        planned = plan(self.model, recipe)
+        prefill, decode = relative_times(Engine(quantised.shell), Engine(self.model.shell), self.workload)
+        planned = quantised.plan
+        assert planned is not None
         return Row(
             recipe=recipe,
             bits_weight=bits_weight(planned),
             bits_activation=bits_activation(planned),
             bytes_at_rest=bytes_at_rest(quantised),
             state_bytes=state_bytes(quantised),
-            float_share=float_share(planned),
+            float_share=float_share(planned, outlier_shares(quantised, self.domains)),
             calibration_s=seconds,
             prefill=prefill,
             decode=decode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ssmquant.model import Model
 from ssmquant.planning import Plan, PlanRow, input_site
@@ -34,14 +34,23 @@ def bits_activation(plan: Plan) -> int | str:
     return bits[0] if len(bits) == 1 else f"mixed {'/'.join(map(str, bits))}"
 
 
-def float_share(plan: Plan) -> float:
+def float_share(plan: Plan, outliers: Mapping[str, float] | None = None) -> float:
     """Return the share of the linear layers' multiplications, 0 … 1, that is done on floats.
 
     A multiplication is an integer one when both operands have integer codes; any other weight is dequantised
     first, so weight-only recipes have a share of 1. Embedding, convolution and scan do not count.
+
+    Args:
+        plan: of the quantised model.
+        outliers: of layers that find outlier columns at run time, the share of columns that are, by the weight's name;
+            see `ssmquant.report.outliers`.
     """
-    work = [(row.site.numel, _is_integer(row.scheme, read)) for row, read in _linears(plan)]
-    return sum(count for count, is_integer in work if not is_integer) / sum(count for count, _ in work)
+    found = outliers or {}
+    work = [
+        (row.site.numel, found.get(row.site.name, 0.0) if _is_integer(row.scheme, read) else 1.0)
+        for row, read in _linears(plan)
+    ]
+    return sum(count * share for count, share in work) / sum(count for count, _ in work)
 
 
 def integer_products(plan: Plan) -> dict[str, int]:
@@ -75,9 +84,11 @@ def _linears(plan: Plan) -> Iterator[tuple[PlanRow, TensorScheme]]:
 
 def _operand_bits(weight: TensorScheme, read: TensorScheme) -> tuple[int, ...]:
     """Return the widths of the activations that a weight meets: most channels', and the outlier channels'."""
+    if weight.outlier_threshold is not None:
+        return (8, 16)
     return (read.bits,) if weight.mixed is None else (weight.mixed.activation_bits, 8)
 
 
 def _is_integer(weight: TensorScheme, read: TensorScheme) -> bool:
-    """Return whether the layer's sums are of integers; one with outlier channels finds codes for its input itself."""
-    return weight.kind == "int" and (weight.mixed is not None or read.kind == "int")
+    """Return whether the layer's sums are of integers; one with outliers finds codes for its input itself."""
+    return weight.kind == "int" and (weight.quantises_input or read.kind == "int")

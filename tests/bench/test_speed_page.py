@@ -1,0 +1,69 @@
+"""docs/speed.md: rendered from measurements, and up to date with the measured files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ssmquant.bench.measure import measure
+from ssmquant.bench.workload import Workload
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render_speed", ROOT / "benchmarks" / "render_speed.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(make: Any, make_probe: Any) -> dict[str, Any]:
+    """Files of each kind."""
+    known = {"read_bytes": 10**8, "state_bytes": 0, "token_operations": 10**9, "head_operations": 0}
+    workload = Workload(prompt_len=512, gen_len=100, repeats=1)
+    ours, peer = make("ours", (1, 1), (0.5, 0.25), **known), make("peer", (1, 1), (2, 1.5))
+    beside = measure([ours, peer], make_probe(peak=2048.0), workload).to_json()
+    grown = measure([make("long", (1, 1), (0.5, 1))], make_probe(), Workload(1000, 100, repeats=1)).to_json()
+    del grown["ratios"]
+    keys = ("decode_tps_alone", "decode_kept", "prefill_kept")
+    kept = {key: {"p20": 0.5, "p50": 0.6, "p80": 0.7} for key in keys}
+    disturbed = {"environment": beside["environment"], "busy": [{"name": "ours", "recipe": "r", **kept}]}
+    files = {"ours-w8a8": beside, "growth-long": grown, "busy-ours": disturbed}
+    loaded: dict[str, Any] = json.loads(json.dumps(files))
+    return loaded
+
+
+def test_every_measurement_has_its_place(script: ModuleType, results: dict[str, Any]) -> None:
+    page = script.document(results)
+    assert (
+        "| ours `recipe` | peer `recipe` | 400 : 66.7 | **6 [6, 6]** | 1,024 : 256 | **4 [4, 4]** |" in page
+    )
+    # 100 steps of 1e8 bytes in 0.25 s beside 1 GB/s; 512e9 operations in 0.5 s beside 2048e9.
+    assert "| ours `recipe` | 400 [400, 400] | 1 | 4000 % | 1,024 [1,024, 1,024] | 2,048 | 50 % |" in page
+    assert "| 1,000 | 500 [500, 500] | 500 | 10 [10, 10] |" in page
+    assert "| ours `r` | 0.6 [0.5, 0.7] |" in page
+
+
+def test_the_page_is_that_of_the_measured_files(
+    script: ModuleType, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if any(script.RESULTS.glob("cpu-*.json")):
+        script.main(check=True)
+    # It does notice.
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "cpu-ours-w8a8.json").write_text(json.dumps(results["ours-w8a8"]))
+    with pytest.raises(script.typer.Exit):
+        script.main(check=True)
+    script.main(check=False)
+    script.main(check=True)
