@@ -33,6 +33,7 @@ from ssmquant.files import (
     write_tensors,
     writing,
 )
+from ssmquant.ops.registry import use_backend
 from ssmquant.planning import Plan
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "check_version",
     "is_quantised",
     "load_quantised",
+    "recorded_digests",
     "save",
     "verify",
 ]
@@ -150,6 +152,18 @@ def load_quantised(folder: Path, config: Any) -> tuple[Shell, Plan, dict[str, An
     return shell, plan, provenance if isinstance(provenance, dict) else {}
 
 
+def recorded_digests(folder: Path) -> dict[str, str] | None:
+    """Return the digest of every tensor as it was saved; None where the folder does not tell.
+
+    Args:
+        folder: a folder that `save` wrote.
+    """
+    try:
+        return _recorded(folder)[0]
+    except InputError:
+        return None
+
+
 def verify(path: str | Path) -> Verification:
     """Recompute the digests and golden logits of a quantised folder.
 
@@ -206,8 +220,12 @@ def _recorded(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return tensors, golden
 
 
+@use_backend("reference")
 def _golden(model: Model) -> dict[str, Any]:
-    """Return the hash of the logits of a fixed sequence, with the likeliest tokens after it and the environment."""
+    """Return the hash of the logits of a fixed sequence, with the likeliest tokens after it and the environment.
+
+    The logits are the reference's, so that they are the same wherever there are kernels and wherever there are none.
+    """
     ids = torch.tensor([[(i * 7919 + 13) % model.vocab_size for i in range(_GOLDEN_TOKENS)]])
     logits = model.logits(ids)
     values, tokens = logits[0, -1].topk(8)

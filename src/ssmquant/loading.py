@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssmquant.checkpoint import is_quantised, load_quantised
+from ssmquant.checkpoint import is_quantised, load_quantised, recorded_digests
 from ssmquant.errors import ModelError
 from ssmquant.families import Shell, build, family_of
 from ssmquant.families.original import convert_config, convert_tensors, is_original
@@ -50,7 +50,9 @@ def load(
     raw = read_config(folder)
     if is_quantised(raw):
         shell, plan, provenance = load_quantised(folder, read_transformers_config(folder, raw))
-        return Model(str(path_or_id), shell, _tokenizer(folder, tokenizer), plan, provenance)
+        return Model(
+            str(path_or_id), shell, _tokenizer(folder, tokenizer), plan, provenance, recorded_digests(folder)
+        )
     config = read_transformers_config(folder, raw)  # before the tensors: a foreign model is refused at once
     tensors = read_tensors(folder, trust_pickle=trust_pickle)
     if is_original(raw):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,16 +15,52 @@ from torch import Tensor
 
 from ssmquant.errors import ModelError
 from ssmquant.families import Shell
+from ssmquant.files import combined, digests
 from ssmquant.planning import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ssmquant.runtime.engine import Engine
+    from ssmquant.runtime.choice import AnyEngine
 
 __all__ = ["Model"]
 
 Prompt = TypeVar("Prompt", str, list[str])
+
+
+class _Engines:
+    """The engine that was asked for last: packing a model's weights takes as long as reading them."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._engine: AnyEngine | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_Engines], tuple[()]]:
+        """A copy of a model, here or in another process, packs its weights itself."""
+        return _Engines, ()
+
+    def get(self, key: Callable[[], object], make: Callable[[], AnyEngine]) -> AnyEngine:
+        """Return the engine of the model as it is now, made if that is not the last one's.
+
+        Args:
+            key: tells models and options apart.
+            make: makes the engine; may change the model.
+        """
+        with self._lock:
+            if self._engine is None or key() != self._key:
+                self._engine = None  # before its successor takes memory
+                self._engine = make()
+                self._key = key()
+            return self._engine
+
+
+def _version(shell: Shell) -> object:
+    """Return what changes when a tensor of the model is replaced or written to, or a site is observed."""
+    stored = shell.model.state_dict(keep_vars=True).values()
+    # Tensors made under inference mode count no versions.
+    tensors = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in stored)
+    return tensors, tuple(bool(site._forward_hooks) for _, site in shell.activations())
 
 
 @dataclass
@@ -34,6 +73,7 @@ class Model:
         tokenizer: transformers' tokenizer; None if the folder has none.
         plan: what is quantised and how; None for a float model.
         provenance: how it was calibrated (see `pipeline.quantize`); empty for a float model.
+        tensor_digests: of the tensors, where they are known without reading them all.
     """
 
     name: str
@@ -41,6 +81,8 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     plan: Plan | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    tensor_digests: Mapping[str, str] | None = field(default=None, repr=False)
+    _engines: _Engines = field(default_factory=lambda: _Engines(), repr=False, compare=False)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -76,16 +118,38 @@ class Model:
         Returns:
             float32 ``[B, L, vocab]``.
         """
-        with torch.no_grad():
-            hidden, _ = self.engine().hidden(ids, None)
-            logits: Tensor = self.shell.head(hidden)
-        return logits
-
-    def engine(self) -> Engine:
-        """Return the engine that runs this model."""
+        from ssmquant.runtime.choice import ReadsAll
         from ssmquant.runtime.engine import Engine
 
-        return Engine(self.shell)
+        engine = self.engine()
+        return (engine if isinstance(engine, ReadsAll) else Engine(self.shell)).logits(ids)
+
+    def engine(self, *, threads: int | None = None, keep_weights: bool = True) -> AnyEngine:
+        """Return the engine that runs this model: the fastest one for where it is.
+
+        The same engine is returned again while neither the model nor the options change. Where no engine for the device
+        can run the model, its stages are run one by one, and the engine's ``reason`` says why.
+
+        Args:
+            threads: of an engine on the CPU; by default ``SSMQUANT_THREADS``, or one a processor core.
+            keep_weights: False lets the engine drop the model's weights as it packs them, which spares the memory of a
+                model that was not loaded from a folder; it can only be run then.
+        """
+        from ssmquant.ops.registry import forced_backend
+        from ssmquant.runtime.choice import choose
+
+        def make() -> AnyEngine:
+            return choose(self.shell, identity=self.digest, threads=threads, keep_weights=keep_weights)
+
+        return self._engines.get(lambda: (forced_backend(), threads, _version(self.shell)), make)
+
+    def digest(self) -> str:
+        """Return what tells this model from every other: 32 hexadecimal digits, from its tensors, config and plan."""
+        tensors = self.tensor_digests or digests(self.module.state_dict())
+        plan = {} if self.plan is None else self.plan.to_json()
+        constants = [repr((block.norm.eps, block.mixer.dims)) for block in self.shell.blocks]
+        about = sha256(json.dumps([plan, constants], sort_keys=True).encode()).hexdigest()
+        return combined({**tensors, "plan": about})
 
     def generate(
         self,

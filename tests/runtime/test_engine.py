@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tests.tiny_models import PARITY, float_model, quantised, random_ids
@@ -9,6 +11,7 @@ from torch import Tensor
 
 import ssmquant
 from ssmquant.errors import InputError
+from ssmquant.ops.registry import use_backend
 from ssmquant.runtime.engine import Engine
 from ssmquant.tolerance import error_ratio
 
@@ -35,6 +38,13 @@ QUANTISED = [
 LENGTHS = (1, 17, 70, 50, 33)
 #: Share of positions at which a float sum may fall on the other side of a rounding, which changes a code.
 FLIPPED = 0.1
+
+
+@pytest.fixture(autouse=True)
+def stage_by_stage() -> Iterator[None]:
+    """The engine that runs any model, not one for a device."""
+    with use_backend("reference"):
+        yield
 
 
 def decoded(engine: Engine, ids: Tensor, read: int) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 __all__ = ["Comparison", "compare", "negative_log_likelihood"]
 
-_CHUNK_ELEMENTS = 2**19  # logits held in float64 at a time, for each of two models: 4 MiB
+_CHUNK_ELEMENTS = 2**17  # logits held in float64 at a time, for each of two models: 1 MiB
+_CHUNK_ELEMENTS_GPU = 2**22  # there a small piece costs as much as a large one
 
 
 class Comparison(NamedTuple):
@@ -56,13 +57,14 @@ def compare(reference: Tensor, candidate: Tensor, ids: Tensor) -> Comparison:
         predicted = ids[:, positions.start + 1 : positions.stop + 1].to(reference.device)
         logits = reference[:, positions]
         other = candidate[:, positions].to(reference.device)
-        top1 += (logits.argmax(-1) == other.argmax(-1)).sum(-1)
-        p = logits.double().log_softmax(-1)  # [B, chunk, V]
-        q = other.double().log_softmax(-1)
+        p, q = _exponentials(logits), _exponentials(other)
+        top1 += (p.largest == q.largest).sum(-1)
+        # sum of softmax(p) * (log softmax(p) - log softmax(q)); the logarithms of both sums leave it.
+        cross = (p.values * (logits.double() - other.double())).sum(-1) / p.total
         # A divergence is never negative; rounding of equal distributions can make it -1e-16.
-        kl += (p.exp() * (p - q)).sum(-1).clamp_min(0).sum(-1)
-        nll_reference -= _gather(p, predicted)
-        nll -= _gather(q, predicted)
+        kl += (cross - (p.log_total - q.log_total)).clamp_min(0).sum(-1)
+        nll_reference += (p.log_total - _gather(logits, predicted)).sum(-1)
+        nll += (q.log_total - _gather(other, predicted)).sum(-1)
     return Comparison(kl, top1, nll_reference, nll)
 
 
@@ -83,18 +85,41 @@ def negative_log_likelihood(logits: Tensor, ids: Tensor) -> Tensor:
     nll = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
     for positions in _chunks(logits):
         predicted = ids[:, positions.start + 1 : positions.stop + 1].to(logits.device)
-        nll -= _gather(logits[:, positions].double().log_softmax(-1), predicted)
+        part = logits[:, positions]
+        nll += (_exponentials(part).log_total - _gather(part, predicted)).sum(-1)
     return nll
 
 
-def _gather(log_probabilities: Tensor, predicted: Tensor) -> Tensor:
-    return log_probabilities.gather(-1, predicted.unsqueeze(-1)).squeeze(-1).sum(-1)
+class _Exponentials(NamedTuple):
+    """What a softmax over the last dimension is made of, float64; exponentials relative to the largest logit."""
+
+    values: Tensor
+    """exp(logits - max) [..., V]"""
+    total: Tensor
+    """Their sum [...]."""
+    log_total: Tensor
+    """log of the sum of exp(logits) [...]."""
+    largest: Tensor
+    """Place of the largest logit, int64 [...]."""
+
+
+def _exponentials(logits: Tensor) -> _Exponentials:
+    top, largest = logits.max(-1)
+    values = (logits.double() - top.double().unsqueeze(-1)).exp_()
+    total = values.sum(-1)
+    return _Exponentials(values, total, total.log() + top.double(), largest)
+
+
+def _gather(logits: Tensor, predicted: Tensor) -> Tensor:
+    """Return the logits of the predicted tokens, float64 [B, chunk]."""
+    return logits.gather(-1, predicted.unsqueeze(-1)).squeeze(-1).double()
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     """Yield slices over the predicting positions 0 … L-2."""
     documents, length, vocab_size = logits.shape
-    step = max(1, _CHUNK_ELEMENTS // (documents * vocab_size))
+    elements = _CHUNK_ELEMENTS if logits.device.type == "cpu" else _CHUNK_ELEMENTS_GPU
+    step = max(1, elements // (documents * vocab_size))
     for start in range(0, length - 1, step):
         yield slice(start, min(start + step, length - 1))
 

@@ -1,0 +1,17 @@
+"""Prefill and decode on NVIDIA GPUs under CUDA graphs, for models that are static int8 throughout.
+
+    network      what a model is to the GPU: layers of codes and scales, and why a model cannot be one
+    mamba1/2     the launches of a layer: a prompt, a step, the rounding of states
+    slots        what is kept of sequences: allocated, shared by forks, copied before a write
+    launches     all of them, in order, for prompts and steps
+    engine       `CudaEngine`: prompts in, logits out; a graph for each size of batch
+
+Triton is needed (it comes with PyTorch for Linux) and a GPU of compute capability 8.0 or later; `decline` tells why
+there can be no engine for a model or on a machine.
+"""
+
+from __future__ import annotations
+
+from ssmquant.runtime.cuda.engine import CudaEngine, CudaState, decline
+
+__all__ = ["CudaEngine", "CudaState", "decline"]

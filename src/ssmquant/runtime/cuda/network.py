@@ -1,0 +1,195 @@
+"""What a model is to the GPU engine: codes and scales in the shapes that kernels take, free of transformers and plans.
+
+`network_of` reads a shell; a model whose stages do not all have codes raises `Unsupported` with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmquant.ops.hadamard.triton import emit
+from ssmquant.ops.int4_linear.triton import arrange, linear_int4, norm_linear_int4
+from ssmquant.ops.int8_embedding import int8_embedding
+from ssmquant.ops.int8_linear.triton import MAX_NORM_TOKENS, linear_int8, norm_linear_int8
+
+if TYPE_CHECKING:
+    from ssmquant.families import Shell
+    from ssmquant.modules.mixer import Mixer
+    from ssmquant.modules.weights import Weight
+
+__all__ = ["Embedding", "Linear", "Network", "Norm", "Unsupported", "network_of"]
+
+
+class Unsupported(Exception):
+    """Why a model has no GPU engine."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMS norm whose result is quantised.
+
+    Attributes:
+        gain: float32 ``[C]``.
+        eps: added to the mean square.
+        scale: float32 ``[1]``, of the codes.
+    """
+
+    gain: Tensor
+    eps: float
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of codes.
+
+    Attributes:
+        weight: int8 ``[N, K]``, or int4 codes as `arrange` lays them out.
+        scale: float32: ``[1]`` or ``[N]``, or the groups' as `arrange` lays them out.
+        bias: float32 ``[N]`` or None.
+        bits: 8 or 4.
+        out_features: N.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    bits: int
+    out_features: int
+
+    def into(self, x: Tensor, x_scale: Tensor, scale_out: Tensor | None, out: Tensor) -> Tensor:
+        """Write the layer of codes ``x [M, K]`` to ``out [M, N]`` and return it."""
+        run = linear_int8 if self.bits == 8 else linear_int4
+        run(x, x_scale, self.weight, self.scale, self.bias, scale_out, out=out)
+        return out
+
+    def add_to(self, residual: Tensor, x: Tensor, x_scale: Tensor) -> None:
+        """Add the layer of codes ``x [M, K]`` to a float ``residual [M, N]``."""
+        run = linear_int8 if self.bits == 8 else linear_int4
+        run(x, x_scale, self.weight, self.scale, self.bias, None, residual=residual)
+
+    def of_norm(self, hidden: Tensor, norm: Norm, scale_out: Tensor | None, out: Tensor) -> Tensor:
+        """Write the layer of the quantised norm of ``hidden [M, K]`` to ``out`` and return it."""
+        if len(hidden) <= MAX_NORM_TOKENS and hidden.shape[1] % 16 == 0:
+            run = norm_linear_int8 if self.bits == 8 else norm_linear_int4
+            run(
+                hidden, norm.gain, norm.eps, norm.scale, self.weight, self.scale, self.bias, scale_out, out=out
+            )  # fmt: skip
+            return out
+        codes = emit(hidden, None, None, norm.gain, norm.eps, hidden.shape[1], False, norm.scale)
+        return self.into(codes, norm.scale, scale_out, out)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Table of token vectors: int8 with a scale a token, or float16.
+
+    Attributes:
+        table: ``[V, d_model]``.
+        scale: float32 ``[1]`` or ``[V]``; None for a float table.
+    """
+
+    table: Tensor
+    scale: Tensor | None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return float32 rows ``[..., d_model]``."""
+        if self.scale is None:
+            return functional.embedding(ids, self.table).float()
+        rows: Tensor = int8_embedding(ids, self.table, self.scale)
+        return rows
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole model.
+
+    Attributes:
+        embedding: of the tokens.
+        mixers: Mamba-1 or Mamba-2 layers, all of one kind, block norms included.
+        final_norm: before the head.
+        head: to the logits.
+        vocab: number of logits.
+        d_model: width of the residual.
+    """
+
+    embedding: Embedding
+    mixers: object
+    final_norm: Norm
+    head: Linear
+    vocab: int
+    d_model: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.embedding.table.device
+
+
+def linear_of(weight: Weight, name: str, bias: Tensor | None) -> Linear:
+    """Return a stage's linear layer.
+
+    Raises:
+        Unsupported: its weight is neither int8 nor symmetric int4 in groups.
+    """
+    stored, kind = weight.stored, weight.format.name
+    bias = None if bias is None else bias.detach().float()
+    if kind == "int8":
+        return Linear(stored["codes"], stored["scale"], bias, 8, weight.shape[0])
+    if kind == "int4":
+        return Linear(*arrange(stored["packed"], stored["scale"]), bias, 4, weight.shape[0])
+    raise Unsupported(f"{name} is stored as {kind}; the GPU engine runs int8 and int4")
+
+
+def scale_of(mixer: Mixer, name: str) -> Tensor:
+    """Return the static scale of an activation site, float32 ``[1]`` or ``[C]``.
+
+    Raises:
+        Unsupported: the site is float or finds its scales at run time.
+    """
+    scale = mixer.site(name).static_scale
+    if scale is None:
+        raise Unsupported(f"site {name} has no static int8 scale ({mixer.site(name).scheme.short()})")
+    return scale.detach().float().contiguous()
+
+
+def one_scale_of(mixer: Mixer, name: str) -> Tensor:
+    """Return the one scale of a site that a product sums over."""
+    scale = scale_of(mixer, name)
+    if scale.numel() > 1:
+        raise Unsupported(f"site {name} has {scale.numel()} scales, and a sum can have one")
+    return scale
+
+
+def written_out(scale: Tensor, channels: int) -> Tensor:
+    """Return a scale a channel."""
+    return scale.expand(channels).contiguous()
+
+
+def network_of(shell: Shell) -> Network:
+    """Return a shell as the GPU engine takes it.
+
+    Raises:
+        Unsupported: it has a stage without codes, or of sizes that no kernel has.
+    """
+    from ssmquant.runtime.cuda.mamba1 import Mamba1Layers
+    from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
+
+    stored = shell.embedding.stored
+    if "codes" not in stored and "weight" not in stored:
+        raise Unsupported(
+            f"embedding.weight is stored as {shell.embedding.format.name}; the GPU engine runs int8 and float"
+        )
+    embedding = Embedding(stored["codes"] if "codes" in stored else stored["weight"], stored.get("scale"))
+    head_scale = shell.head.input.static_scale
+    if head_scale is None or head_scale.numel() > 1:
+        raise Unsupported("the head's input has no single static int8 scale (choose the recipe's head=int8)")
+    head = linear_of(shell.head.linear or shell.embedding, "lm_head.weight", None)
+    final = Norm(shell.final_norm.weight.detach().float(), shell.final_norm.eps, head_scale.float())
+    layers = Mamba1Layers if shell.family.kind == "mamba1" else Mamba2Layers
+    return Network(embedding, layers.of(shell.blocks), final, head, *shell.embedding.shape)

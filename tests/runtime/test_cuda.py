@@ -1,0 +1,104 @@
+"""The GPU engine's launches in Triton's interpreter, against the engine; and its bookkeeping of slots."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.ops.interpreter import needs_interpreter
+from tests.tiny_models import PARITY, float_model, quantised, random_ids
+from torch import Tensor
+
+from ssmquant.errors import InputError
+from ssmquant.tolerance import error_ratio
+
+pytestmark = needs_interpreter
+
+#: Each format of weight, kind of state and mixer.
+MODELS = [
+    ("mamba2-two-groups", "quamba2-w8a8"),
+    ("mamba2-two-groups", "quamba2-w8a8+ssm_state=float32"),
+    ("mamba2-no-conv-bias", "w8a8-naive"),
+    ("mamba2-wide", "quamba2-w4a8"),
+    ("mamba", "quamba-w8a8"),
+    ("mamba-untied-biased", "quamba-w8a8+ssm_state=int8"),
+]
+
+
+def run(name: str, recipe: str, prompts: list[list[int]], steps: Tensor) -> Tensor:
+    """Return the logits ``[steps + 1, B, vocab]`` of the GPU's launches, run on the CPU."""
+    from ssmquant.runtime.cuda.launches import Launches
+    from ssmquant.runtime.cuda.network import network_of
+    from ssmquant.runtime.cuda.slots import Slots
+
+    network = network_of(quantised(name, recipe).shell)
+    pool = Slots(network.mixers.memory, network.device, lambda: None)
+    launches = Launches(network, pool)
+    slots = pool.take(len(prompts))[::-1]
+    where = torch.tensor(slots, dtype=torch.int32)
+    first = [launches.read(torch.tensor([p]), where[i : i + 1]) for i, p in enumerate(prompts)]
+    logits = [torch.cat(first)]
+    for tokens in steps:
+        logits.append(launches.step(tokens, where, torch.ones(len(prompts), dtype=torch.int32)))
+        interval = launches.mixers.interval
+        due = [s for s in slots if interval > 1 and pool.positions[s] % interval == 0]
+        if due:
+            launches.mixers.round(torch.tensor(due, dtype=torch.int32), pool.tensors)
+    assert pool.positions.tolist()[1:] == [len(p) + len(steps) for p in reversed(prompts)]
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize(("name", "recipe"), MODELS)
+def test_launches_are_the_engine(name: str, recipe: str) -> None:
+    """Prompts of unequal length, then steps in one batch, over the end of an interval for one row."""
+    ids = random_ids(2, 70)
+    prompts, steps = [ids[0, :62].tolist(), ids[1, :5].tolist()], ids[:, 66:70].T
+    engine = quantised(name, recipe).engine()
+    logits, state = engine.prefill(prompts)
+    expected = [logits]
+    for tokens in steps:
+        logits, state = engine.step(tokens, state)
+        expected.append(logits)
+    found = run(name, recipe, prompts, steps)
+    float_logits = float_model(name).engine().prefill(prompts)[0]
+    rounding = error_ratio(expected[0], float_logits)
+    off = torch.tensor(
+        [error_ratio(a, b) for f, e in zip(found, expected, strict=True) for a, b in zip(f, e, strict=True)]
+    )
+    # Where a float sum falls on the other side of a rounding, a code changes: not often, and by no more than rounding.
+    assert (off > PARITY).double().mean() <= 0.3
+    assert off.max() <= rounding
+
+
+def test_slots_are_shared_copied_and_returned() -> None:
+    from ssmquant.runtime.cuda.engine import CudaState
+    from ssmquant.runtime.cuda.slots import Slots
+
+    moves: list[int] = []
+    pool = Slots(
+        lambda n, d: {"x": torch.zeros(1, n, 2, device=d)}, torch.device("cpu"), lambda: moves.append(1)
+    )
+    state = CudaState(pool, pool.take(3), [5, 6, 7])
+    assert (state.slots, len(pool), moves) == ([1, 2, 3], 4, [1])
+    pool.tensors["x"][0, :, 0] = torch.arange(4.0)
+    fork = state.fork()
+    assert pool.alone(fork.slots) == [4, 5, 6]
+    assert pool.tensors["x"][0, 4:, 0].tolist() == [1.0, 2.0, 3.0]
+    fork.hand_over()
+    kept = state.select(torch.tensor([2, 0]))
+    assert (kept.slots, kept.positions) == ([3, 1], [7, 5])
+    del state
+    assert pool.take(1) == [2]  # the only slot that nobody holds
+    kept.hand_over()
+    with pytest.raises(InputError, match="fork"):
+        kept.fork()
+
+
+def test_a_model_with_floats_is_declined_with_the_reason() -> None:
+    from ssmquant.runtime.cuda.engine import decline
+    from ssmquant.runtime.cuda.network import Unsupported, network_of
+
+    with pytest.raises(Unsupported, match="static"):
+        network_of(quantised("mamba2-two-groups", "w8a8-dynamic").shell)
+    reason = decline(quantised("mamba2-two-groups", "quamba2-w8a8").shell)
+    assert reason is not None
+    assert "cuda" in reason
