@@ -1,0 +1,317 @@
+"""The Hadamard transform on GPUs, with the output stages of the mixers around it: gate, norm, transform, codes at once.
+
+``H_n = H_outer kron H_inner``: the outer factor is a power of two, the inner one holds the dense base matrix. A row is
+the tile ``X [outer, inner]``, and its transform ``H_outer X H_inner^T`` two products on tensor cores. Their entries are
++1 and -1; X goes in as two float16 terms (22 bits, after scaling by a power of two), so the result is float32's.
+
+Few rows are spread over many programs, each of which computes a block of the outer rows; many rows get a program each,
+which applies the outer factor as two factors of 16 and more.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import ceil
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssmquant.ops.hadamard import hadamard
+from ssmquant.ops.hadamard.matrix import base_order, matrix
+from ssmquant.ops.registry import Kernel
+from ssmquant.ops.triton_numerics import (
+    launch_options,
+    let_next_start,
+    quantize,
+    reciprocal,
+    rsqrt,
+    wait_for_previous,
+)
+
+__all__ = ["emit", "fast_silu", "power_of_two_above", "split", "unsupported_rows", "unsupported_size"]
+
+_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
+_LARGEST_ROW = 16384  # channels that one program holds in registers
+_LARGEST_INNER = 128
+_SPREAD_ROWS = 8  # up to so many rows, a row is computed by several programs
+
+
+@triton.jit
+def split(v):
+    """Return float32 values of magnitude below 2**16 as the sum of two float16 terms, exact to 22 bits."""
+    high = v.to(tl.float16)
+    return high, (v - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def fast_silu(x):
+    """Return ``x / (1 + exp(-x))`` by the exponential of the hardware: where that is off by |x| ulp, it is small."""
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .f32 e;
+            mul.ftz.f32 e, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 e, e;
+            add.ftz.f32 e, e, 0f3F800000;
+            rcp.approx.ftz.f32 e, e;
+            mul.ftz.f32 $0, $1, e;
+            }
+            """,
+            "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return x / (1.0 + tl.exp2(x * -1.4426950408889634))
+
+
+@triton.jit
+def power_of_two_above(largest):
+    """Return a power of two above a float32 magnitude, and its reciprocal; both are normal numbers."""
+    exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) + 1, 253)
+    return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(
+        tl.float32, bitcast=True
+    )
+
+
+@triton.jit
+def _left(a, v):
+    """Return ``a @ v`` for a matrix ``a`` of float16 integers and float32 ``v``."""
+    high, low = split(v)
+    return tl.dot(a, low, tl.dot(a, high))
+
+
+@triton.jit
+def _right(v, a):
+    """Return ``v @ a`` for float32 ``v`` and a matrix ``a`` of float16 integers."""
+    high, low = split(v)
+    return tl.dot(low, a, tl.dot(high, a))
+
+
+@triton.jit
+def _store(out, y, channel, valid, scale_out, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr):
+    if CODED:
+        if SCALE_OUT_STRIDE == 0:
+            inverse = reciprocal(tl.full((1, 1), 0.0, tl.float32) + tl.load(scale_out))
+        else:
+            inverse = reciprocal(tl.load(scale_out + channel, mask=valid, other=1.0))
+        tl.store(out + channel, quantize(y, inverse), mask=valid)
+    else:
+        tl.store(out + channel, y, mask=valid)
+
+
+@triton.jit
+def _emit(
+    y, z, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, root,
+    y_stride, z_stride,
+    CHANNELS: tl.constexpr, GROUP: tl.constexpr,
+    OUTER: tl.constexpr, OUTER_TILE: tl.constexpr, INNER: tl.constexpr, INNER_TILE: tl.constexpr,
+    ROWS: tl.constexpr, GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
+    NORMED: tl.constexpr, TRANSFORM: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    GROUPS: tl.constexpr = CHANNELS // GROUP
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * ROWS
+    i = tl.arange(0, OUTER_TILE)[:, None]
+    j = tl.arange(0, INNER_TILE)[None, :]
+    channel = i * INNER + j
+    valid = (i < OUTER) & (j < INNER)
+    if TRANSFORM:
+        k = tl.arange(0, INNER_TILE)
+        inner = tl.load(inner_matrix + k[:, None] * INNER_TILE + k[None, :])
+    wait_for_previous(PDL)
+    v = tl.load(y + row * y_stride + channel, mask=valid, other=0.0).to(tl.float32)
+    if GATED:
+        gate = tl.load(z + row * z_stride + channel, mask=valid, other=0)
+        if Z_CODED:
+            # In the mantissa of 1.5 * 2**23, since the conversion instruction is slow.
+            gate = (gate.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+            if Z_SCALE_STRIDE == 0:
+                gate = gate * tl.load(z_scale)
+            else:
+                gate = gate * tl.load(z_scale + channel, mask=valid, other=0.0)
+        v = v * fast_silu(gate.to(tl.float32))
+    let_next_start(PDL)
+    if NORMED:
+        squares = v * v
+        if GROUP == CHANNELS:
+            factor = rsqrt(tl.full((1, 1), 0.0, tl.float32) + tl.sum(squares) / GROUP + eps)
+        elif (
+            OUTER == OUTER_TILE
+            and GROUP % INNER == 0
+            and OUTER * INNER == CHANNELS
+            and GROUPS & (GROUPS - 1) == 0
+        ):
+            # A group is a block of outer rows.
+            by_group = tl.reshape(squares, (GROUPS, OUTER_TILE // GROUPS, INNER_TILE))
+            of_group = rsqrt(tl.sum(tl.sum(by_group, 2), 1) / GROUP + eps)
+            factor = tl.reshape(
+                tl.broadcast_to(of_group[:, None, None], (GROUPS, OUTER_TILE // GROUPS, INNER_TILE)),
+                (OUTER_TILE, INNER_TILE),
+            )
+        else:
+            factor = tl.zeros_like(v)
+            for group in tl.static_range(GROUPS):
+                inside = channel // GROUP == group
+                mean = tl.sum(tl.where(inside, squares, 0.0)) / GROUP
+                factor = tl.where(inside, rsqrt(tl.full((1, 1), 0.0, tl.float32) + mean + eps), factor)
+        v = v * factor * tl.load(weight + channel, mask=valid, other=0.0)
+    if not TRANSFORM:
+        _store(out + row * CHANNELS, v, channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
+    else:
+        size, inverse_size = power_of_two_above(tl.max(tl.abs(v)))
+        v = v * inverse_size
+        if ROWS < OUTER_TILE:
+            r = first + tl.arange(0, ROWS)[:, None]
+            block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
+            u = _right(_left(block, v), inner)
+            channel = r * INNER + j
+            valid = (r < OUTER) & (j < INNER)
+        elif OUTER_TILE < 256:
+            block = tl.load(outer_matrix + i * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
+            u = _left(block, _right(v, inner))
+        else:
+            # The corner of Sylvester's matrix is the smaller one; H_outer = H_16 kron H_rest.
+            REST: tl.constexpr = OUTER_TILE // 16
+            a = tl.arange(0, 16)
+            b = tl.arange(0, REST)
+            h_16 = tl.load(outer_matrix + a[:, None] * OUTER_TILE + a[None, :])
+            h_rest = tl.load(outer_matrix + b[:, None] * OUTER_TILE + b[None, :])
+            u = _left(h_16, tl.reshape(_right(v, inner), (16, REST * INNER_TILE)))
+            u = tl.permute(tl.reshape(u, (16, REST, INNER_TILE)), (1, 0, 2))
+            u = _left(h_rest, tl.reshape(u, (REST, 16 * INNER_TILE)))
+            place = tl.arange(0, 16 * INNER_TILE)[None, :]
+            channel = (place // INNER_TILE * REST + b[:, None]) * INNER + place % INNER_TILE
+            valid = (place % INNER_TILE < INNER) & (b[:, None] < REST)
+        _store(out + row * CHANNELS, u * (size * root), channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
+
+
+def _inner_size(n: int) -> int:
+    """Return the inner factor of size n: the base matrix, or 32 where that is 1."""
+    base = base_order(n) or 1
+    return base if base > 1 else min(n, 32)
+
+
+@cache
+def _matrices(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the outer factor and the inner one transposed, float16, padded with zeros to tiles."""
+    inner = _inner_size(n)
+    outer = n // inner
+    bits = torch.arange(max(outer, inner))
+    signs = torch.ones(len(bits), len(bits), dtype=torch.float64)
+    for bit in range(max(outer, inner).bit_length()):
+        both = (bits[:, None] & bits[None, :]) >> bit & 1
+        signs = signs * (1 - 2 * both)
+    base = base_order(n) or 1
+    dense = matrix(base) if base > 1 else signs[:inner, :inner]
+    tiles = []
+    for part in (signs[:outer, :outer], dense.T):
+        size = _tile(len(part))
+        padded = torch.zeros(size, size, dtype=torch.float16)
+        padded[: len(part), : len(part)] = part.half()
+        tiles.append(padded.to(device))
+    return tiles[0], tiles[1]
+
+
+def _tile(size: int) -> int:
+    return max(16, int(triton.next_power_of_2(size)))
+
+
+def unsupported_rows(channels: int) -> str | None:
+    """Return why rows of so many channels cannot be run, or None."""
+    if channels > _LARGEST_ROW:
+        return f"rows of {channels} channels do not fit a program; at most {_LARGEST_ROW}"
+    return None
+
+
+def unsupported_size(channels: int) -> str | None:
+    """Return why there is no transform of rows of so many channels, or None."""
+    if _inner_size(channels) > _LARGEST_INNER:
+        return f"the dense factor of {channels} is {_inner_size(channels)}; at most {_LARGEST_INNER}"
+    return unsupported_rows(channels)
+
+
+def emit(
+    y: Tensor,
+    z: Tensor | None,
+    z_scale: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    group_size: int,
+    transform: bool,
+    scale_out: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return rows gated, normed, transformed and quantised, each as far as it is asked for.
+
+    Args:
+        y: float ``[..., C]``.
+        z: int8 or float, as y; None for no gate.
+        z_scale: float32 ``[1]`` or ``[C]`` for an int8 z.
+        weight: gain ``[C]`` of the norm; None for no norm.
+        eps: of the norm.
+        group_size: of the norm.
+        transform: whether to apply the Hadamard transform.
+        scale_out: float32 ``[1]`` or ``[C]``; None for float32 results.
+        out: where to put them, contiguous; None to allocate.
+
+    Returns:
+        float32 or int8 ``[..., C]``.
+    """
+    channels = y.shape[-1]
+    shape = y.shape
+    rows = _rows(y)
+    gate = rows if z is None else _rows(z)
+    if out is None:
+        out = torch.empty(shape, dtype=torch.float32 if scale_out is None else torch.int8, device=y.device)
+    if not len(rows):
+        return out
+    if transform:
+        outer_matrix, inner_matrix = _matrices(channels, y.device)
+        inner = _inner_size(channels)
+        outer, outer_tile, inner_tile = channels // inner, len(outer_matrix), len(inner_matrix)
+        spread = len(rows) <= _SPREAD_ROWS and outer_tile > 16
+    else:
+        outer_matrix = inner_matrix = rows
+        inner, outer, outer_tile, inner_tile = channels, 1, 1, triton.next_power_of_2(channels)
+        spread = False
+    block = 16 if spread else outer_tile
+    _emit[len(rows), ceil(outer / block)](
+        rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
+        rows.stride(0), gate.stride(0), channels, group_size, outer, outer_tile, inner, inner_tile, block,
+        z is not None, z_scale is not None, _step(z_scale), weight is not None, transform,
+        scale_out is not None, _step(scale_out),
+        num_warps=_warps(channels, len(rows)), **launch_options(y),
+    )  # fmt: skip
+    return out
+
+
+def _warps(channels: int, rows: int) -> int:
+    """Return the warps of a program: more where a row's latency counts, fewer where throughput does."""
+    return 4 if channels <= 2048 or rows > 512 else 8 if rows <= _SPREAD_ROWS else 16
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return ``[..., C]`` as rows of neighbouring channels; the rows of a matrix may lie apart."""
+    if x.dim() == 2 and x.stride(1) == 1:
+        return x
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _step(scale: Tensor | None) -> int:
+    """Return how far the scale of the next channel is: 0 for one scale."""
+    return int(scale is not None and scale.numel() > 1)
+
+
+def _run(x: Tensor) -> Tensor:
+    return emit(x, None, None, None, 0.0, x.shape[-1], True, None)
+
+
+def _supports(x: Tensor) -> str | None:
+    if x.dtype != torch.float32:
+        return f"transforms float32, not {x.dtype}"
+    return unsupported_size(x.shape[-1])
+
+
+hadamard.register(Kernel("triton", "cuda", _run, _supports))

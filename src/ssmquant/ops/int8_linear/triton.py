@@ -1,0 +1,431 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment"
+# ruff: noqa: RUF005, SIM108  (Triton compiles neither unpacking into a tuple nor every conditional expression)
+"""`int8_linear` on NVIDIA GPUs: exact int32 sums, the reference's epilogue, bit for bit.
+
+Two kernels. `_rows` is for few tokens: a program keeps some rows of the weight in registers, all of K at once,
+and multiplies them with each token (dp4a); every load is in flight before the first is used, and with
+programmatic dependent launch before the launch ahead has finished. It can begin with the RMS norm of its
+tokens. `_tiles` is for the rest: tiles on tensor cores, fed by the tensor memory accelerator where there is
+one; few tiles are shared by several programs along K, the last of which adds their integer sums.
+
+`linear_int8` and `norm_linear_int8` write into given outputs, and neither allocate nor synchronise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ssmquant.errors import InputError
+from ssmquant.ops.int8_linear import int8_linear
+from ssmquant.ops.registry import Kernel
+from ssmquant.ops.triton_numerics import (
+    dot4,
+    interpreted,
+    launch_options,
+    let_next_start,
+    quantize,
+    reciprocal,
+    rsqrt,
+    wait_for_previous,
+)
+from ssmquant.ops.tuning import Tile, find
+
+__all__ = [
+    "MAX_NORM_TOKENS",
+    "contiguous",
+    "expect_one_target",
+    "finish",
+    "has_descriptors",
+    "linear_int8",
+    "norm_linear_int8",
+    "normed_words",
+    "tile_of",
+    "workspace",
+]
+
+MAX_NORM_TOKENS = 4
+"""Most tokens of `norm_linear_int8`: every program repeats their norm, so for more a launch of its own is faster."""
+
+_MAX_ROWS_K = 16384  # all of K of some rows fits into registers up to here
+_WORKSPACE = 1 << 22  # int32 sums that split tiles may leave for the last program
+_COUNTERS = 1 << 12  # tiles that may be split
+
+
+@triton.jit
+def finish(y, bias, scale_out, out, residual, rows, columns, inside, N, OUT_CHANNELS: tl.constexpr):
+    """Add the bias and store float32 results at ``[rows, columns]``: as codes, as floats, or added to the residual.
+
+    ``rows``, ``columns`` and ``inside`` broadcast to y's shape; the residual is read and written in its own dtype.
+    """
+    if bias is not None:
+        y = y + tl.load(bias + columns, mask=columns < N, other=0.0)
+    at = rows.to(tl.int64) * N + columns
+    if residual is not None:
+        y = y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(residual + at, y.to(residual.dtype.element_ty), mask=inside)
+    elif scale_out is not None:
+        if OUT_CHANNELS:
+            scale = tl.load(scale_out + columns, mask=columns < N, other=1.0)
+        else:
+            scale = tl.load(scale_out)
+        tl.store(out + at, quantize(y, reciprocal(scale)), mask=inside)
+    else:
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def normed_words(hidden, gain, eps, inverse_scale, columns, inside, K):
+    """Return the codes of one token's RMS norm, four to an int32.
+
+    Args:
+        hidden: float row ``[K]``.
+        gain: float32 ``[4 * words, …]`` at ``columns``.
+        eps: added to the mean square.
+        inverse_scale: reciprocal of the codes' scale.
+        columns: ``[words, 4]``, the places in the row.
+        inside: which of them are there.
+        K: size of the row.
+    """
+    x = tl.load(hidden + columns, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.div_rn(tl.sum(tl.sum(x * x, axis=1), axis=0), K.to(tl.float32))
+    y = x * rsqrt(mean + eps) * gain
+    byte = quantize(y, inverse_scale).to(tl.int32) & 0xFF
+    return tl.sum(byte << (8 * tl.arange(0, 4))[None, :], axis=1)
+
+
+@triton.jit
+def _rows(
+    x, gain, eps, x_scale, weight, weight_scale, bias, scale_out, out, residual, N, words,
+    M: tl.constexpr, X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
+    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, WORDS: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """M tokens times STEPS blocks of BLOCK_N rows of the weight, one block after the other.
+
+    A row is ``words`` int32 of four codes, WORDS the next power of two. x is int32 ``[M, words]``; with a gain
+    it is the float hidden ``[M, 4 * words]`` whose norm is quantised first.
+    """
+    let_next_start(PDL)
+    rows = tl.program_id(0) * (STEPS * BLOCK_N) + tl.arange(0, BLOCK_N)
+    word = tl.arange(0, WORDS)
+    there = word < words
+    w_at = weight + (rows.to(tl.int64) * words)[:, None] + word[None, :]
+    w = tl.load(w_at, mask=(rows < N)[:, None] & there[None, :], other=0, eviction_policy="evict_first")
+    if gain is not None:
+        columns = word[:, None] * 4 + tl.arange(0, 4)[None, :]
+        gains = tl.load(gain + columns, mask=there[:, None], other=0.0)
+        inverse = reciprocal(tl.load(x_scale))
+    wait_for_previous(PDL)
+    tokens = ()
+    for m in tl.static_range(M):
+        if gain is None:
+            token = tl.load(x + m * words + word, mask=there, other=0)
+        else:
+            token = normed_words(x + m * words * 4, gains, eps, inverse, columns, there[:, None], words * 4)
+        tokens = tokens + (token,)
+    for step in tl.static_range(STEPS):
+        here = rows + step * BLOCK_N
+        if step + 1 < STEPS:
+            inside = (here + BLOCK_N < N)[:, None] & there[None, :]
+            w_at += BLOCK_N * words
+            next_w = tl.load(w_at, mask=inside, other=0, eviction_policy="evict_first")
+        if W_CHANNELS:
+            w_scale = tl.load(weight_scale + here, mask=here < N, other=0.0)
+        else:
+            w_scale = tl.load(weight_scale)
+        for m in tl.static_range(M):
+            total = tl.sum(dot4(w, tokens[m][None, :], 0, ASSEMBLY), axis=1)
+            y = total.to(tl.float32) * (tl.load(x_scale + (m if X_TOKENS else 0)) * w_scale)
+            finish(y, bias, scale_out, out, residual, here * 0 + m, here, here < N, N, OUT_CHANNELS)
+        if step + 1 < STEPS:
+            w = next_w
+
+
+@triton.jit
+def _tiles(
+    x, x_scale, weight, weight_scale, bias, scale_out, out, residual, sums, arrived, M, N, K,
+    X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One tile ``[BLOCK_M, BLOCK_N]``, or a part of K of it; x and weight are pointers or tensor descriptors."""
+    let_next_start(PDL)
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    # Eight tiles along M and then the next along N: both operands of programs that run together stay in the L2 cache.
+    group = tile // (8 * tiles_n)
+    group_m = min(tiles_m - group * 8, 8)
+    begin_m = (group * 8 + tile % (8 * tiles_n) % group_m) * BLOCK_M
+    begin_n = tile % (8 * tiles_n) // group_m * BLOCK_N
+    rows = begin_m + tl.arange(0, BLOCK_M)
+    columns = begin_n + tl.arange(0, BLOCK_N)
+    width = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K) * BLOCK_K
+    begin_k = split * width
+    end_k = min(begin_k + width, K)
+    depth = tl.arange(0, BLOCK_K)
+    if not DESCRIPTORS:
+        # Rows beyond the end are read from the start again and never stored.
+        x_at = x + (rows % M).to(tl.int64)[:, None] * K + depth[None, :]
+        w_at = weight + (columns % N).to(tl.int64)[None, :] * K + depth[:, None]
+    wait_for_previous(PDL)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for k in tl.range(begin_k, end_k, BLOCK_K):
+        if DESCRIPTORS:
+            a = x.load([begin_m, k])
+            b = weight.load([begin_n, k]).T
+        elif EVEN_K:
+            a = tl.load(x_at + k)
+            b = tl.load(w_at + k)
+        else:
+            a = tl.load(x_at + k, mask=(k + depth < K)[None, :], other=0)
+            b = tl.load(w_at + k, mask=(k + depth < K)[:, None], other=0)
+        total = tl.dot(a, b, total, out_dtype=tl.int32)
+    last = True
+    if SPLIT_K > 1:
+        here = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        here += tile * (SPLIT_K * BLOCK_M * BLOCK_N)
+        tl.store(sums + here + split * (BLOCK_M * BLOCK_N), total)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT_K - 1
+        if last:
+            tl.store(arrived + tile, 0)  # as the next launch expects it
+            total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+            for part in range(SPLIT_K):
+                total += tl.load(sums + here + part * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+    if last:
+        if W_CHANNELS:
+            scales = tl.load(weight_scale + columns, mask=columns < N, other=0.0)[None, :]
+        else:
+            scales = tl.load(weight_scale)
+        if X_TOKENS:
+            scales = tl.load(x_scale + rows, mask=rows < M, other=0.0)[:, None] * scales
+        else:
+            scales = tl.load(x_scale) * scales
+        y = total.to(tl.float32) * scales
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        finish(y, bias, scale_out, out, residual, rows[:, None], columns[None, :], inside, N, OUT_CHANNELS)
+
+
+@cache
+def _device(index: int) -> tuple[str, int, bool]:
+    """Return name, number of multiprocessors and whether there is a tensor memory accelerator."""
+    properties = torch.cuda.get_device_properties(index)
+    return properties.name, properties.multi_processor_count, properties.major >= 9
+
+
+@cache
+def _workspace(device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "int8_linear: a CUDA graph is being captured on a stream that has no workspace yet; "
+            "run the same work once on this stream before the capture"
+        )
+    sums = torch.empty(_WORKSPACE, dtype=torch.int32, device=device)
+    return sums, torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+
+
+def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the sums and the counters (zero between launches) that launches on the current stream share.
+
+    Graphs captured on one stream share them too: replay such graphs one after another.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _workspace(device, stream)
+
+
+def _processors(x: Tensor) -> int:
+    return _device(x.device.index)[1] if x.is_cuda else 1
+
+
+def has_descriptors(x: Tensor) -> bool:
+    """Return whether tiles of x are loaded by descriptors (tensor memory accelerator, Hopper and later)."""
+    return x.is_cuda and _device(x.device.index)[2]
+
+
+def tile_of(op: str, device: torch.device, m: int, n: int, k: int, default: Tile) -> Tile:
+    """Return the measured tile of a product on a device, or the default."""
+    found = find(_device(device.index)[0], op, m=m, n=n, k=k) if device.type == "cuda" else None
+    return found or default
+
+
+def _default_tile(m: int, n: int, k: int, adds: bool, processors: int) -> Tile:
+    """Return a tile for products that nobody measured; ``adds``: into a residual, which takes registers."""
+    if m <= MAX_NORM_TOKENS and k <= _MAX_ROWS_K:
+        return Tile(0, 4, stages=2)
+    if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= processors:
+        return Tile(128, 128, 128, warps=8, stages=3) if adds else Tile(128, 128, 64, stages=5)
+    if m > 64:
+        tile = Tile(128, 64, 128, stages=4)
+    elif n >= 64 * processors:
+        tile = Tile(max(triton.next_power_of_2(m), 16), 32, 128, stages=6)
+    else:
+        tile = Tile(max(triton.next_power_of_2(m), 16), 32, 256, stages=4)
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    split = 1
+    while tiles * split < processors and k // (2 * split) >= 512:
+        split *= 2
+    return replace(tile, split_k=split)
+
+
+def linear_int8(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    *,
+    out: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: Tile | None = None,
+    chained: bool = True,
+) -> None:
+    """Write the linear layer of int8 operands; arguments as in the reference, x two-dimensional, all contiguous.
+
+    Args:
+        x: int8 ``[M, K]``.
+        x_scale: float32 ``[1]`` or ``[M, 1]``.
+        weight: int8 ``[N, K]``.
+        weight_scale: float32 ``[1]`` or ``[N]``.
+        bias: float32 ``[N]``.
+        scale_out: float32 ``[1]`` or ``[N]`` for an int8 ``out``; None for a float one.
+        out: ``[M, N]`` int8, float32, float16 or bfloat16: written.
+        residual: float ``[M, N]``: the result is added to it in float32, rounded once to its dtype. Instead of ``out``.
+        tile: how to cut the product; the measured or the default choice if not given.
+        chained: whether the launch may start, and read the weight, before the launch ahead has finished: not where that
+            one writes the weight.
+    """
+    m, k = x.shape
+    n = weight.shape[0]
+    expect_one_target(out, residual, scale_out)
+    if m == 0 or n == 0:
+        return
+    if tile is None:
+        tile = tile_of(
+            "int8_linear", x.device, m, n, k, _default_tile(m, n, k, residual is not None, _processors(x))
+        )
+    aligned = k % 16 == 0 and x.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
+    if tile.block_m == 0 and not aligned:
+        tile = Tile(16, 64, 128)
+    kinds = {
+        "X_TOKENS": x_scale.numel() > 1,
+        "W_CHANNELS": weight_scale.numel() > 1,
+        "OUT_CHANNELS": scale_out is not None and scale_out.numel() > 1,
+        "num_warps": tile.warps,
+        **launch_options(x, chained),
+    }
+    if tile.block_m == 0:
+        _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
+            x.view(torch.int32), None, 0.0, x_scale, weight.view(torch.int32), weight_scale, bias, scale_out,
+            out, residual, n, k // 4, M=m, BLOCK_N=tile.block_n, STEPS=tile.stages,
+            WORDS=triton.next_power_of_2(k // 4), ASSEMBLY=not interpreted(_rows), **kinds,
+        )  # fmt: skip
+        return
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    split = tile.split_k
+    if tiles > _COUNTERS or tiles * split * tile.block_m * tile.block_n > _WORKSPACE:
+        split = 1
+    sums, arrived = workspace(x.device) if split > 1 else (None, None)
+    descriptors = aligned and has_descriptors(x)
+    _tiles[(tiles, split)](
+        TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]) if descriptors else x, x_scale,
+        TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]) if descriptors else weight,
+        weight_scale, bias, scale_out, out, residual, sums, arrived, m, n, k,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=split,
+        EVEN_K=k % tile.block_k == 0, DESCRIPTORS=descriptors, num_stages=tile.stages, **kinds,
+    )  # fmt: skip
+
+
+def norm_linear_int8(
+    hidden: Tensor,
+    gain: Tensor,
+    eps: float,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    *,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> None:
+    """Write the linear layer of the quantised RMS norm of a few tokens, in one launch.
+
+    Equal to ``linear_int8(rms_norm(hidden, gain, eps, x_scale), x_scale, …)`` up to the order in which squares
+    are added.
+
+    Args:
+        hidden: float ``[M, K]``, M at most `MAX_NORM_TOKENS`, K divisible by 16 and at most 16384.
+        gain: float32 ``[K]``.
+        eps: added to the mean square.
+        x_scale: float32 ``[1]``, the scale of the norm's codes.
+        weight: as the rest, see `linear_int8`.
+        weight_scale: float32 ``[1]`` or ``[N]``.
+        bias: float32 ``[N]``.
+        scale_out: float32 ``[1]`` or ``[N]``.
+        out: ``[M, N]``.
+        tile: how to cut the product.
+
+    Raises:
+        InputError: more tokens than the kernel is for, or a K that it cannot take.
+    """
+    m, k = hidden.shape
+    n = weight.shape[0]
+    if not 0 < m <= MAX_NORM_TOKENS or k % 16 or k > _MAX_ROWS_K or weight.data_ptr() % 16:
+        raise InputError(
+            f"norm_linear_int8: takes 1 to {MAX_NORM_TOKENS} tokens and a K divisible by 16, at most {_MAX_ROWS_K}; "
+            f"got {m} tokens, K = {k}; run rms_norm and linear_int8 instead"
+        )
+    expect_one_target(out, None, scale_out)
+    tile = tile or tile_of("norm_int8_linear", hidden.device, m, n, k, Tile(0, 4, stages=8))
+    _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
+        hidden, gain, eps, x_scale, weight.view(torch.int32), weight_scale, bias, scale_out, out, None, n, k // 4,
+        M=m, X_TOKENS=False, W_CHANNELS=weight_scale.numel() > 1,
+        OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1, BLOCK_N=tile.block_n, STEPS=tile.stages,
+        WORDS=triton.next_power_of_2(k // 4), ASSEMBLY=not interpreted(_rows), num_warps=tile.warps,
+        **launch_options(hidden),
+    )  # fmt: skip
+
+
+def expect_one_target(out: Tensor | None, residual: Tensor | None, scale_out: Tensor | None) -> None:
+    """Raise unless a linear layer has one place for its result, of the dtype that scale_out asks for."""
+    if (out is None) == (residual is None) or (residual is not None and scale_out is not None):
+        raise InputError(
+            "a linear layer writes to out, or adds to a residual without scale_out; give one of them"
+        )
+    if out is not None and (out.dtype == torch.int8) != (scale_out is not None):
+        raise InputError(f"a linear layer writes int8 with scale_out and floats without; out is {out.dtype}")
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """Return an optional tensor in the layout that kernels read."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _run(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    dtype = torch.float32 if scale_out is None else torch.int8
+    out = torch.empty((rows.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
+    linear_int8(
+        rows, x_scale.contiguous(), weight.contiguous(), weight_scale.contiguous(),
+        contiguous(bias), contiguous(scale_out), out=out, chained=False,
+    )  # fmt: skip
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+int8_linear.register(Kernel("triton", "cuda", _run, lambda *args: None))

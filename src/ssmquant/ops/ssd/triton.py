@@ -1,0 +1,433 @@
+"""Mamba-2's scan on GPUs: decays, then the states of all chunks, then all outputs beside one another.
+
+A sequence is cut into chunks, at every rounding of a reduced state too. `_decays` turns dt into what each token of a
+chunk weighs; `_states` walks through the chunks of a tile of one head's state and leaves the state before each;
+`_outputs` computes a chunk of a head from the state before it. Codes go into the products as they are: C B^T is an
+exact integer. Factors that are floats go in as two float16 terms (22 bits) after scaling by a power of two, so all is
+float32's; sums of decays are float64's, as in the reference. Decays are kept as logarithms to base two.
+"""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssmquant.ops.hadamard.triton import power_of_two_above, split
+from ssmquant.ops.registry import Kernel
+from ssmquant.ops.ssd import ssd
+from ssmquant.ops.triton_numerics import (
+    launch_options,
+    let_next_start,
+    quantize,
+    reciprocal,
+    softplus,
+    wait_for_previous,
+)
+
+__all__ = ["added", "discretized", "half", "number", "scan_codes", "size_of_states"]
+
+_CHUNK = 64
+_HEADS = 8  # whose decays one program computes
+
+
+@triton.jit
+def discretized(codes, scale, bias, dt_min, dt_max, valid):
+    """Return dt of some tokens, float32: after scale, bias, softplus and limits; 0 where not valid."""
+    dt = softplus(codes.to(tl.float32) * scale + bias)
+    return tl.where(valid, tl.minimum(tl.maximum(dt, dt_min), dt_max), 0.0)
+
+
+@triton.jit
+def half(codes):
+    """Return int8 codes as float16: an integer sum and a subtraction, since the conversion instruction is slow."""
+    return (codes.to(tl.int16) + 0x6600).to(tl.float16, bitcast=True) - 1536.0
+
+
+@triton.jit
+def number(codes):
+    """Return int8 codes as float32, in the mantissa of 1.5 * 2**23 for the same reason."""
+    return (codes.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+
+
+@triton.jit
+def added(x, weight, B):
+    """Return what a chunk adds to a state, ``[P, N]`` float32: the sum over tokens of ``weight x B^T``.
+
+    Args:
+        x: codes ``[T, P]``.
+        weight: float32 ``[T]`` below 2.
+        B: codes ``[T, N]``.
+    """
+    high, low = split(tl.trans(number(x) * weight[:, None]))
+    operand = half(B)
+    return tl.dot(low, operand, tl.dot(high, operand))
+
+
+@triton.jit
+def _span(chunk, length, period, TOKENS: tl.constexpr):
+    """Return the first token of a chunk and the one after its last."""
+    chunks = tl.cdiv(period, TOKENS)
+    start = chunk // chunks * period + chunk % chunks * TOKENS
+    end = tl.minimum(start + TOKENS, chunk // chunks * period + period)
+    return start, tl.minimum(end, length)
+
+
+@triton.jit
+def _decays(
+    dt, dt_scale, dt_bias, A, coarse, fine, share, weight, total, size, dt_min, dt_max,
+    length, period, chunks, heads, dt_row, dt_token,
+    DT_STEP: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // chunks).to(tl.int64)
+    chunk = tl.program_id(0) % chunks
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    t = tl.arange(0, TOKENS)
+    known = head < heads
+    start, end = _span(chunk, length, period, TOKENS)
+    token = start + t
+    there = (token < end)[None, :] & known[:, None]
+    rate = tl.load(A + head, mask=known, other=0.0)
+    bias = tl.load(dt_bias + head, mask=known, other=0.0)
+    scale = tl.load(dt_scale + head * DT_STEP, mask=known, other=0.0)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    codes = tl.load(dt + row * dt_row + token[None, :] * dt_token + head[:, None], mask=there, other=0)
+    steps = discretized(codes, scale[:, None], bias[:, None], dt_min, dt_max, there)
+    # Sums in float64 and kept as two float32: what counts are their differences.
+    logs = (steps * rate[:, None]).to(tl.float64) * 1.4426950408889634
+    decay = tl.cumsum(logs, 1)
+    whole = tl.sum(logs, 1)
+    high = decay.to(tl.float32)
+    largest, inverse_largest = power_of_two_above(tl.max(steps, 1))
+    part = steps * inverse_largest[:, None]
+    of_head = tl.program_id(0).to(tl.int64) * heads + head
+    place = of_head[:, None] * TOKENS + t[None, :]
+    tl.store(coarse + place, high, mask=known[:, None])
+    tl.store(fine + place, (decay - high.to(tl.float64)).to(tl.float32), mask=known[:, None])
+    tl.store(share + place, part, mask=known[:, None])
+    tl.store(weight + place, tl.exp2((whole[:, None] - decay).to(tl.float32)) * part, mask=known[:, None])
+    tl.store(total + of_head, tl.exp2(whole.to(tl.float32)), mask=known)
+    tl.store(size + of_head, largest, mask=known)
+
+
+@triton.jit
+def _states(
+    x, x_scale, B, B_scale, weight, total, size, state, state_scale, state_row, slots, starts, after,
+    length, period, chunks, heads, x_row, x_token, B_row, B_token,
+    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
+    X_STEP: tl.constexpr, B_GROUP_STEP: tl.constexpr, B_STEP: tl.constexpr,
+    ROUNDS: tl.constexpr, CODED: tl.constexpr, KEPT_STARTS: tl.constexpr, FRESH: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    group = head // HEADS_A_GROUP
+    p = tl.program_id(1) * P_TILE + tl.arange(0, P_TILE)
+    n = tl.program_id(2) * N_TILE + tl.arange(0, N_TILE)
+    t = tl.arange(0, TOKENS)
+    in_p, in_n = p < HEADDIM, n < D_STATE
+    tile = in_p[:, None] & in_n[None, :]
+    place = p[:, None] * D_STATE + n[None, :]
+    x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
+    B_factor = tl.load(B_scale + group * B_GROUP_STEP + n * B_STEP, mask=in_n, other=0.0)
+    if CODED:
+        which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
+        scale = tl.load(state_scale + which[:, None] * D_STATE + n[None, :], mask=tile, other=1.0)
+        inverse = reciprocal(scale)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    cells = HEADDIM * D_STATE
+    slot = row if slots is None else tl.load(slots + row).to(tl.int64)
+    home = (slot * heads + head) * cells + place
+    kept = tl.load(state + home, mask=tile & (not FRESH), other=0)
+    h = kept.to(tl.float32)
+    if CODED:
+        h = h * scale
+    for chunk in range(chunks):
+        start, end = _span(chunk, length, period, TOKENS)
+        of_head = (row * chunks + chunk) * heads + head
+        tl.store(starts + of_head * cells + place, kept if KEPT_STARTS else h, mask=tile)
+        token = start + t
+        there = token < end
+        share = tl.load(weight + of_head * TOKENS + t)
+        inputs = tl.load(
+            x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
+            mask=there[:, None] & in_p[None, :], other=0,
+        )  # fmt: skip
+        directions = tl.load(
+            B + row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :],
+            mask=there[:, None] & in_n[None, :], other=0,
+        )  # fmt: skip
+        new = added(inputs, share, directions)
+        h = h * tl.load(total + of_head) + new * (
+            (x_factor * tl.load(size + of_head))[:, None] * B_factor[None, :]
+        )
+        if ROUNDS:
+            rounds = end % period == 0
+            if CODED:
+                rounded = quantize(h, inverse)
+                h = tl.where(rounds, number(rounded) * scale, h)
+            else:
+                rounded = h.to(kept.dtype)
+                h = tl.where(rounds, rounded.to(tl.float32), h)
+            kept = tl.where(rounds, rounded, kept)
+        else:
+            kept = h
+    tl.store(after + home, kept, mask=tile)
+
+
+@triton.jit
+def _outputs(
+    x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, size,
+    state_scale, state_row, state_size, starts, y, shift,
+    length, period, chunks, heads, x_row, x_token, B_row, B_token, y_row, y_token,
+    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
+    X_STEP: tl.constexpr, GROUP_STEP: tl.constexpr, STATE_STEP: tl.constexpr, CODED: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    P_TILES: tl.constexpr = (HEADDIM + P_TILE - 1) // P_TILE
+    head = tl.program_id(0) // P_TILES
+    chunk = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)
+    group = head // HEADS_A_GROUP
+    p = tl.program_id(0) % P_TILES * P_TILE + tl.arange(0, P_TILE)
+    n = tl.arange(0, N_TILE)
+    t = tl.arange(0, TOKENS)
+    in_p, in_n = p < HEADDIM, n < D_STATE
+    x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
+    start, end = _span(chunk, length, period, TOKENS)
+    token = start + t
+    there = token < end
+    shared = token[:, None] * B_token + group * D_STATE + n[None, :]
+    valid = there[:, None] & in_n[None, :]
+    of_head = (row * chunks + chunk) * heads + head
+    source = starts + of_head * (HEADDIM * D_STATE)
+    if CODED:
+        # At most 1: the table was divided by a power of two above every state.
+        bound = tl.load(state_size)
+        inverse_bound = ((254 << 23) - bound.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+        which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
+        scale = tl.load(
+            state_scale + which[None, :] * D_STATE + n[:, None], mask=in_n[:, None] & in_p[None, :], other=0.0
+        )
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    b = tl.load(B + row * B_row + shared, mask=valid, other=0)
+    c = tl.load(C + row * B_row + shared, mask=valid, other=0)
+    inputs = tl.load(
+        x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
+        mask=there[:, None] & in_p[None, :], other=0,
+    )  # fmt: skip
+    before = tl.load(
+        source + p[None, :] * D_STATE + n[:, None], mask=in_n[:, None] & in_p[None, :], other=0
+    )  # [N, P]
+    high_log = tl.load(coarse + of_head * TOKENS + t)
+    low_log = tl.load(fine + of_head * TOKENS + t)
+    part = tl.load(share + of_head * TOKENS + t) * shift
+    between = (high_log[:, None] - high_log[None, :]) + (low_log[:, None] - low_log[None, :])
+    factor = tl.exp2(tl.where(t[:, None] >= t[None, :], between, -1e30)) * part[None, :]
+    if STATE_STEP == 0:
+        C_factor = tl.load(C_scale + group * GROUP_STEP)
+        pair_size = tl.load(B_scale + group * GROUP_STEP) * C_factor
+        scores = tl.dot(c, tl.trans(b)).to(tl.float32) * factor
+    else:
+        C_factor = 1.0
+        columns = tl.load(C_scale + group * GROUP_STEP + n, mask=in_n, other=0.0)
+        pair = tl.load(B_scale + group * GROUP_STEP + n, mask=in_n, other=0.0) * columns
+        pair_size, inverse_pair = power_of_two_above(tl.max(pair))
+        high, low = split(number(c) * (pair * inverse_pair)[None, :])
+        operand = tl.trans(half(b))
+        scores = tl.dot(low, operand, tl.dot(high, operand)) * factor
+    operand = half(inputs)
+    high, low = split(scores)
+    within = tl.dot(low, operand, tl.dot(high, operand)) * (tl.load(size + of_head) / shift * pair_size)
+
+    asked = half(c)
+    if CODED and STATE_STEP == 0:
+        largest = bound * C_factor
+        high, low = split(number(before) * (scale * inverse_bound))
+    else:
+        h = before.to(tl.float32)
+        if CODED:
+            h = h * scale
+        if STATE_STEP != 0:
+            h = h * columns[:, None]
+        largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
+        high, low = split(h * inverse_largest)
+        largest = largest * C_factor
+    carried = tl.dot(asked, low, tl.dot(asked, high)) * (tl.exp2(high_log + low_log) * largest)[:, None]
+    skip = tl.load(D + head)
+    result = (within + skip * number(inputs)) * x_factor[None, :] + carried
+    target = y + row * y_row + token[:, None] * y_token + head * HEADDIM + p[None, :]
+    tl.store(target, result, mask=there[:, None] & in_p[None, :])
+
+
+def size_of_states(state_scale: Tensor) -> Tensor:
+    """Return a power of two above every state that codes under these scales can stand for, float32 ``[1]``."""
+    return torch.exp2(torch.floor(torch.log2(state_scale.max().double() * 127)) + 1).float().view(1)
+
+
+def scan_codes(
+    x: Tensor,
+    x_scale: Tensor,
+    dt: Tensor,
+    dt_scale: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor,
+    C: Tensor,
+    C_scale: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_min: float,
+    dt_max: float,
+    state: Tensor,
+    state_scale: Tensor | None,
+    state_row: Tensor | None,
+    state_size: Tensor | None,
+    interval: int,
+    y: Tensor,
+    after: Tensor,
+    *,
+    scale_a_channel: bool,
+    slots: Tensor | None = None,
+    fresh: bool = False,
+) -> None:
+    """Run the scan; write ``y`` and the state after the last rounding (after all tokens for a float32 state).
+
+    Args:
+        x: int8 ``[B, L, H, P]``; a token's channels are neighbours, tokens and rows may lie apart (so in the rest).
+        x_scale: float32 ``[1]`` or ``[H * P]``.
+        dt: int8 ``[B, L, H]``.
+        dt_scale: float32 ``[1]`` or ``[H]``.
+        A: float32 ``[H]``.
+        B: int8 ``[B, L, G, N]``.
+        B_scale: float32 ``[1]``, ``[G]``, or ``[G * N]`` where ``scale_a_channel``.
+        C: as B, with B's strides.
+        C_scale: as B_scale.
+        D: float32 ``[H]``.
+        dt_bias: float32 ``[H]``.
+        dt_min: lower limit of dt.
+        dt_max: upper limit of dt.
+        state: ``[B, H, P, N]`` before the first token, contiguous: float32, float16 or int8.
+        state_scale: float32 ``[rows, N]``, contiguous, for an int8 state.
+        state_row: int ``[H * P]``, the row of ``state_scale`` that each channel has.
+        state_size: float32 ``[1]``, `size_of_states` of the scales.
+        interval: tokens between two roundings; 0 for float32.
+        y: float32 ``[B, L, H, P]``, channels of a token neighbours.
+        after: as ``state``, written; may be ``state``.
+        scale_a_channel: what ``[G * N]`` scales are told from ``[G]`` by.
+        slots: int32 ``[B]``, where in ``state`` and ``after`` each row is; None for its own place.
+        fresh: whether the sequences begin here: ``state`` is then taken for zeros and not read.
+    """
+    batch, length, heads, headdim = x.shape
+    groups, d_state = B.shape[2:]
+    period = interval or length
+    tokens = min(_CHUNK, max(16, triton.next_power_of_2(min(period, length))))
+    chunks = length // period * ceil(period / tokens) + ceil(length % period / tokens)
+    kept_starts = bool(interval) and period <= tokens
+    starts = torch.empty(
+        (batch, chunks, heads, headdim, d_state),
+        dtype=state.dtype if kept_starts else torch.float32,
+        device=x.device,
+    )
+    p_tile = min(64, max(16, triton.next_power_of_2(headdim)))
+    n_tile = max(32, triton.next_power_of_2(d_state))
+    n_part = min(n_tile, 64)
+    x_step, dt_step = int(x_scale.numel() > 1), int(dt_scale.numel() > 1)
+    group_step = (d_state if scale_a_channel else 1) if B_scale.numel() > 1 else 0
+    state_step = int(scale_a_channel and B_scale.numel() > 1)
+    coarse, fine, share, weight = torch.empty(
+        (4, batch, chunks, heads, tokens), dtype=torch.float32, device=x.device
+    )
+    total, size = torch.empty((2, batch, chunks, heads), dtype=torch.float32, device=x.device)
+    options = launch_options(x)
+    _decays[batch * chunks, triton.cdiv(heads, _HEADS)](
+        dt, dt_scale, dt_bias, A, coarse, fine, share, weight, total, size, dt_min, dt_max,
+        length, period, chunks, heads, dt.stride(0), dt.stride(1), dt_step, tokens, _HEADS, num_warps=4, **options,
+    )  # fmt: skip
+    _states[batch * heads, triton.cdiv(headdim, p_tile), triton.cdiv(d_state, n_part)](
+        x, x_scale, B, B_scale, weight, total, size, state, state_scale, state_row, slots, starts, after,
+        length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1),
+        headdim, d_state, heads // groups, x_step, group_step, state_step,
+        bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_tile, n_part,
+        num_warps=4, num_stages=2, **options,
+    )  # fmt: skip
+    # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
+    shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))
+    _outputs[heads * triton.cdiv(headdim, p_tile), chunks, batch](
+        x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, size,
+        state_scale, state_row, state_size, starts, y, shift,
+        length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1), y.stride(0), y.stride(1),
+        headdim, d_state, heads // groups, x_step, group_step, state_step, state_scale is not None and kept_starts,
+        tokens, p_tile, n_tile, num_warps=4, **options,
+    )  # fmt: skip
+
+
+def _run(
+    x: Tensor,
+    x_scale: Tensor,
+    dt: Tensor,
+    dt_scale: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor,
+    C: Tensor,
+    C_scale: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_min: float,
+    dt_max: float,
+    state: Tensor,
+    state_scale: Tensor | None,
+    interval: int,
+) -> tuple[Tensor, Tensor]:
+    heads, headdim, d_state = state.shape[1:]
+    x, dt, B, C = x.contiguous(), dt.contiguous(), B.contiguous(), C.contiguous()
+    state_row = state_size = None
+    if state_scale is not None:
+        state_size = size_of_states(state_scale)
+        state_scale = state_scale.expand(state.shape[1:]).reshape(-1, d_state).contiguous()
+        state_row = torch.arange(heads * headdim, dtype=torch.int32, device=x.device)
+    width = max(B_scale.numel(), C_scale.numel())
+    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    after = torch.empty(state.shape, dtype=state.dtype, device=x.device)
+    scan_codes(
+        x, x_scale, dt, dt_scale, A, B, B_scale.expand(width).contiguous(), C, C_scale.expand(width).contiguous(),
+        D, dt_bias, dt_min, dt_max, state.contiguous(), state_scale, state_row, state_size, interval,
+        y, after,
+        scale_a_channel=True,
+    )  # fmt: skip
+    return y, after
+
+
+def _supports(
+    x: Tensor,
+    x_scale: Tensor | None,
+    dt: Tensor,
+    dt_scale: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor | None,
+    C: Tensor,
+    C_scale: Tensor | None,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_min: float,
+    dt_max: float,
+    state: Tensor,
+    state_scale: Tensor | None,
+    interval: int,
+) -> str | None:
+    if x_scale is None or dt_scale is None or B_scale is None or C_scale is None:
+        return "scans codes; x, dt, B and C need scales"
+    if B.shape[-1] > 256:
+        return f"holds states of at most 256 columns, not {B.shape[-1]}"
+    return None
+
+
+ssd.register(Kernel("triton", "cuda", _run, _supports))

@@ -1,0 +1,102 @@
+"""On a GPU: steps of Mamba-2 at real sizes and batches against the reference's scan, over poisoned memory.
+
+The interpreter runs programs one after another, so it cannot show what only overlapping launches do.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmquant.ops.causal_conv1d.reference import causal_conv1d
+from ssmquant.ops.ssd.reference import ssd
+from ssmquant.tolerance import assert_float32, assert_requantised
+
+from .cases import Draw
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: launches that overlap cannot be interpreted"
+)
+
+TOKENS = 70  # over the end of an interval of 64
+
+
+def scale_rows(draw: Draw, groups: int, heads: int, headdim: int) -> tuple[Tensor, Tensor]:
+    """Return the four rows of each head, ``[H, 4]``, of sixteen of its group, and the choice of each channel."""
+    of_group = heads // groups
+    head = torch.arange(heads)
+    cluster = head // of_group * 4 + head % of_group * 4 // of_group
+    rows = (cluster * 4)[:, None] + torch.arange(4)
+    return rows.int(), draw.ids(heads * headdim, below=4).int()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 17, 64])
+@pytest.mark.parametrize(("heads", "groups"), [(80, 1), (128, 8)])
+def test_mamba2_steps_are_the_scan(heads: int, groups: int, batch: int) -> None:
+    from ssmquant.ops.ssd.triton import size_of_states
+    from ssmquant.ops.ssd.triton_step import Constants, Memory, Sizes, round_states, step
+
+    draw, sizes = Draw(heads + batch), Sizes(heads, 64, groups, 128, 4, 64)
+    inner, width, shared = sizes.d_inner, sizes.conv_dim, groups * 128
+    rows, choice = scale_rows(draw, groups, heads, 64)
+    row = rows.gather(1, choice.view(heads, 64).long()).flatten()
+    out = draw.scale(width, absmax=3.0)
+    out[inner:] = out[inner::128].repeat_interleave(128)  # B and C have one scale a group
+    scale = draw.scale(groups * 16, 128, absmax=40.0)
+    weight, conv_scale, bias = draw.codes(width, 4), 0.01 * draw.scale(width), 0.1 * draw.normal(width)
+    projected = draw.codes(batch, TOKENS, inner + width + heads)
+    constants = Constants(
+        weight, conv_scale, bias, 1.0 / out, out[:inner].clone(), out[inner : inner + shared : 128].clone(),
+        out[inner + shared :: 128].clone(), draw.scale(heads), draw.uniform(heads, low=-6.0, high=-2.0),
+        -draw.uniform(heads, low=1.0, high=16.0), draw.normal(heads), scale, rows, choice, row, size_of_states(scale),
+    )  # fmt: skip
+    constants = Constants(**{name: tensor.cuda() for name, tensor in vars(constants).items()})
+    projected, c = projected.cuda(), constants
+
+    conv = causal_conv1d(
+        projected[:, :, inner : inner + width], conv_scale.cuda(), c.conv_weight, torch.ones(1).cuda(), c.conv_bias,
+        torch.zeros(batch, width, 4, dtype=torch.int8).cuda(), out.cuda(),
+    )[0]  # fmt: skip
+    x, B, C = conv.split([inner, shared, shared], dim=-1)
+    y, after = ssd(
+        x.unflatten(-1, (heads, 64)), c.x_scale, projected[:, :, -heads:], c.dt_scale, c.A,
+        B.unflatten(-1, (groups, 128)), c.B_scale.repeat_interleave(128), C.unflatten(-1, (groups, 128)),
+        c.C_scale.repeat_interleave(128), c.D, c.dt_bias, 0.0, float("inf"),
+        torch.zeros(batch, heads, 64, 128, dtype=torch.int8).cuda(), c.state_scale[row.long()].view(heads, 64, 128), 64,
+    )  # fmt: skip
+
+    slots = batch + 2
+    memory = Memory(
+        torch.full((slots, 4, width), 99, dtype=torch.int8).cuda(),
+        torch.zeros(slots, heads, 64, 128, dtype=torch.int8).cuda(),
+        torch.full((slots, 64, inner), 99, dtype=torch.int8).cuda(),
+        torch.full((slots, 64, shared), 99, dtype=torch.int8).cuda(),
+        torch.full((slots, 64, heads), torch.nan).cuda(),
+    )
+    where = torch.arange(slots - 1, 1, -1, dtype=torch.int32).cuda()
+    positions = torch.zeros(slots, dtype=torch.int32).cuda()
+    found = torch.full((TOKENS, batch, inner), torch.nan).cuda()
+    for time in range(TOKENS):
+        step(
+            projected[:, time].contiguous(),
+            where,
+            positions,
+            c,
+            memory,
+            sizes,
+            (0.0, float("inf")),
+            found[time],
+        )
+        torch.cuda.synchronize()  # a step reads positions ahead
+        positions += 1
+        if (time + 1) % 64 == 0:
+            layered = [
+                type(part)(**{name: tensor[None] for name, tensor in vars(part).items()})
+                for part in (c, memory)
+            ]
+            round_states(where, *layered, sizes)
+        torch.cuda.synchronize()
+    for time in range(TOKENS):
+        assert_float32(found[time], y[:, time].flatten(-2), TOKENS * 128, f"y of token {time}")
+    assert_requantised(memory.state[where.long()], after, "state")

@@ -1,0 +1,390 @@
+"""The Triton kernels of the linear layers, quantisation and the embedding, in Triton's interpreter, bit for bit.
+
+Outputs lie in the middle of guarded memory, so that writes beside them show.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmquant import numerics
+from ssmquant.errors import InputError
+from ssmquant.ops.int4_linear.reference import int4_linear
+from ssmquant.ops.int8_embedding.reference import int8_embedding
+from ssmquant.ops.int8_linear.reference import int8_linear
+from ssmquant.ops.quantize import reference as quantize
+from ssmquant.ops.rms_norm.reference import rms_norm
+from ssmquant.ops.tuning import Tile, bucket, find, key, record, table_file
+from ssmquant.tolerance import assert_equal_codes, assert_half, error_ratio, float32_limit
+
+from .cases import SUITES, Case, Draw
+from .interpreter import needs_interpreter
+
+pytest.importorskip("triton", reason="needs triton")
+
+import triton
+import triton.language as tl
+
+from ssmquant.ops import linear_tuning, triton_numerics
+from ssmquant.ops.int4_linear import triton as int4
+from ssmquant.ops.int8_embedding import triton as embedding
+from ssmquant.ops.int8_linear import triton as int8
+from ssmquant.ops.quantize import triton as quantizing
+
+pytestmark = needs_interpreter
+
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "int8_linear": int8_linear,
+    "int4_linear": int4_linear,
+    "quantize_static": quantize.quantize_static,
+    "quantize_per_token": quantize.quantize_per_token,
+    "int8_embedding": int8_embedding,
+}
+EVERY = [
+    pytest.param(name, case, id=f"{name}: {case.name}") for name in REFERENCES for case in SUITES[name].cases
+]
+GUARD = 64  # elements on either side of an output
+
+
+class Guarded:
+    """An output of NaN (113 in integers) amid memory that nobody may write."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32, fill: Tensor | None = None) -> None:
+        size = int(torch.Size(shape).numel())
+        self.whole = torch.full(
+            (size + 2 * GUARD,), float("nan") if dtype.is_floating_point else 113, dtype=dtype
+        )
+        self.tensor = self.whole[GUARD : GUARD + size].view(shape)
+        if fill is not None:
+            self.tensor.copy_(fill)
+
+    def read(self) -> Tensor:
+        """Return the output once its surroundings are seen to be as they were."""
+        for guard in (self.whole[:GUARD], self.whole[-GUARD:]):
+            assert bool(guard.isnan().all() if guard.is_floating_point() else (guard == 113).all())
+        return self.tensor
+
+
+def assert_same(got: Any, want: Any) -> None:
+    for a, b in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert torch.equal(a, b)
+
+
+def assert_stored(got: Tensor, want: Tensor) -> None:
+    """Compare results that were rounded to a dtype; the interpreter cuts bfloat16 off where GPUs round to nearest."""
+    if got.dtype == torch.bfloat16:
+        assert_half(got, want)
+    else:
+        assert_same(got, want.to(got.dtype))
+
+
+def kernel(name: str) -> Any:
+    (found,) = (k for k in SUITES[name].op.kernels if k.backend == "triton")
+    return found
+
+
+@pytest.mark.parametrize(("name", "case"), EVERY)
+def test_kernels_equal_the_references(name: str, case: Case) -> None:
+    args = case.args()
+    reason = kernel(name).supports(*args)
+    if reason is not None:
+        assert name == "int4_linear" and "group size" in reason  # the only reason that any of them has
+        return
+    assert_same(kernel(name).run(*args), REFERENCES[name](*args))
+
+
+@pytest.mark.parametrize(("name", "case"), EVERY)
+def test_kernels_do_not_care_how_arguments_lie_in_memory(name: str, case: Case) -> None:
+    args = tuple(
+        a.permute(*reversed(range(a.dim()))).contiguous().permute(*reversed(range(a.dim())))
+        if isinstance(a, Tensor)
+        else a
+        for a in case.args()
+    )
+    if kernel(name).supports(*args) is None:
+        assert_same(kernel(name).run(*args), REFERENCES[name](*args))
+
+
+# int8
+
+
+def int8_args(
+    draw: Draw, m: int, n: int, k: int, *, tokens: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x_scale = draw.scale(m, 1) if tokens else draw.scale(1)
+    return draw.codes(m, k), x_scale, draw.codes(n, k), draw.scale(n, absmax=1.0)
+
+
+INT8_TILES = [
+    (1, 9, 64, Tile(0, 4)),
+    (3, 9, 80, Tile(0, 2, stages=3)),
+    (4, 17, 48, Tile(0, 8, stages=2)),
+    (1, 5, 16, Tile(0, 4)),
+    (2, 5, 33, Tile(0, 4)),  # not aligned: goes to the other kernel
+    (5, 40, 96, Tile(16, 32, 32, split_k=2)),
+    (5, 40, 96, Tile(16, 32, 64, split_k=3)),  # the last part has nothing to do
+    (17, 33, 161, Tile(16, 32, 64, split_k=2)),
+    (37, 70, 33, Tile(16, 16, 32)),
+    (1, 1, 1, Tile(16, 16, 32)),
+    (150, 20, 32, Tile(16, 16, 32)),  # more tiles along M than a group has
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "tile"), INT8_TILES)
+def test_int8_tiles(m: int, n: int, k: int, tile: Tile) -> None:
+    draw = Draw(m + n + k)
+    args = int8_args(draw, m, n, k, tokens=m % 2 == 1)
+    bias, scale_out = draw.normal(n), draw.scale(n, absmax=4.0 * k**0.5)
+    for after in ((None, None), (bias, None), (bias, scale_out), (None, scale_out[:1])):
+        out = Guarded(m, n, dtype=torch.float32 if after[1] is None else torch.int8)
+        int8.linear_int8(*args, *after, out=out.tensor, tile=tile)
+        assert_same(out.read(), int8_linear(*args, *after))
+
+
+def test_a_split_tile_leaves_the_counters_as_it_found_them() -> None:
+    args = int8_args(Draw(0), 5, 40, 96)
+    for _ in range(3):
+        out = Guarded(5, 40)
+        int8.linear_int8(*args, None, None, out=out.tensor, tile=Tile(16, 32, 32, split_k=3))
+        assert_same(out.read(), int8_linear(*args, None, None))
+    assert not int8.workspace(torch.device("cpu"))[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", [Tile(0, 4), Tile(16, 16, 32), Tile(16, 16, 32, split_k=2)])
+def test_results_are_added_to_a_residual(dtype: torch.dtype, tile: Tile) -> None:
+    draw = Draw(1)
+    args = int8_args(draw, 3, 20, 64)
+    before = draw.normal(3, 20).to(dtype)
+    residual = Guarded(3, 20, dtype=dtype, fill=before)
+    int8.linear_int8(*args, None, None, residual=residual.tensor, tile=tile)
+    assert_stored(residual.read(), int8_linear(*args, None, None) + before.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_out(dtype: torch.dtype) -> None:
+    args = int8_args(Draw(2), 3, 20, 64)
+    out = Guarded(3, 20, dtype=dtype)
+    int8.linear_int8(*args, None, None, out=out.tensor)
+    assert_stored(out.read(), int8_linear(*args, None, None))
+
+
+@pytest.mark.parametrize("m", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_norm_before_an_int8_linear_layer(m: int, dtype: torch.dtype) -> None:
+    draw = Draw(m)
+    hidden, gain = draw.normal(m, 80).to(dtype), draw.uniform(80, low=0.5, high=1.5)
+    _, x_scale, *weight = int8_args(draw, m, 21, 80)
+    out = Guarded(m, 21)
+    int8.norm_linear_int8(hidden, gain, 1e-5, x_scale, *weight, None, None, out=out.tensor)
+    codes = rms_norm(hidden, gain, 1e-5, x_scale)
+    assert_same(out.read(), int8_linear(codes, x_scale, *weight, None, None))
+
+
+def test_what_a_norm_kernel_cannot_take_is_refused() -> None:
+    draw = Draw(3)
+    _, x_scale, *weight = int8_args(draw, 5, 8, 80)
+    with pytest.raises(InputError, match="takes 1 to 4 tokens"):
+        int8.norm_linear_int8(
+            draw.normal(5, 80), draw.normal(80), 1e-5, x_scale, *weight, None, None, out=torch.empty(5, 8)
+        )
+
+
+def test_a_result_has_one_place() -> None:
+    args = int8_args(Draw(4), 2, 8, 16)
+    out, residual = torch.empty(2, 8), torch.zeros(2, 8)
+    with pytest.raises(InputError, match="give one of them"):
+        int8.linear_int8(*args, None, None, out=out, residual=residual)
+    with pytest.raises(InputError, match="give one of them"):
+        int8.linear_int8(*args, None, None)
+    with pytest.raises(InputError, match=r"out is torch\.float32"):
+        int8.linear_int8(*args, None, torch.ones(1), out=out)
+
+
+# int4
+
+
+def int4_args(draw: Draw, m: int, n: int, k: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    packed = draw.ids(n, k // 2, below=256).to(torch.uint8)
+    return draw.codes(m, k), draw.scale(m, 1), packed, draw.scale(n, k // size, absmax=1.0)
+
+
+INT4_TILES = [
+    (1, 9, 256, 128, Tile(0, 8)),
+    (3, 9, 256, 64, Tile(0, 4, stages=3)),
+    (4, 21, 384, 128, Tile(0, 8, stages=9)),  # more groups ahead than there are
+    (5, 40, 192, 64, Tile(16, 32)),
+    (37, 40, 256, 128, Tile(16, 16)),
+    (150, 16, 64, 64, Tile(16, 16)),  # more tiles along M than run side by side
+    (1, 1, 64, 64, Tile(16, 16)),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "size", "tile"), INT4_TILES)
+def test_int4_tiles(m: int, n: int, k: int, size: int, tile: Tile) -> None:
+    draw = Draw(m + n + k)
+    x, x_scale, packed, scale = int4_args(draw, m, n, k, size)
+    bias, scale_out = draw.normal(n), draw.scale(n, absmax=0.5 * k**0.5)
+    for after in ((None, None), (bias, scale_out), (None, scale_out[:1])):
+        out = Guarded(m, n, dtype=torch.float32 if after[1] is None else torch.int8)
+        int4.linear_int4(x, x_scale, *int4.arrange(packed, scale), *after, out=out.tensor, tile=tile)
+        assert_same(out.read(), int4_linear(x, x_scale, packed, scale, *after))
+
+
+def test_int4_results_are_added_to_a_residual() -> None:
+    draw = Draw(5)
+    x, x_scale, packed, scale = int4_args(draw, 3, 20, 128, 64)
+    before = draw.normal(3, 20).half()
+    residual = Guarded(3, 20, dtype=torch.float16, fill=before)
+    int4.linear_int4(x, x_scale, *int4.arrange(packed, scale), None, None, residual=residual.tensor)
+    assert_same(residual.read(), (int4_linear(x, x_scale, packed, scale, None, None) + before.float()).half())
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_norm_before_an_int4_linear_layer(m: int) -> None:
+    draw = Draw(m)
+    hidden, gain, x_scale = draw.normal(m, 192), draw.uniform(192, low=0.5, high=1.5), draw.scale(1)
+    _, _, packed, scale = int4_args(draw, m, 21, 192, 64)
+    out = Guarded(m, 21)
+    int4.norm_linear_int4(
+        hidden,
+        gain,
+        1e-5,
+        x_scale,
+        *int4.arrange(packed, scale),
+        None,
+        None,
+        out=out.tensor,
+        tile=Tile(0, 8, stages=2),
+    )
+    codes = rms_norm(hidden, gain, 1e-5, x_scale)
+    assert_same(out.read(), int4_linear(codes, x_scale, packed, scale, None, None))
+
+
+def test_arrangement_pairs_the_halves_of_a_group() -> None:
+    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(4).view(1, 64)
+    nibbles = (codes & 0xF).view(torch.uint8)
+    weight, scale = int4.arrange(nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), torch.ones(1, 1))
+    assert torch.equal(weight & 0xF, nibbles[:, :32]) and torch.equal(weight >> 4, nibbles[:, 32:])
+    assert scale.shape == (1, 1)
+
+
+# What kernels share
+
+
+@triton.jit
+def _evaluate(x, exp, log1p, softplus, silu, rsqrt, codes, scale, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    value = tl.load(x + at)
+    tl.store(exp + at, triton_numerics.exp(value))
+    tl.store(log1p + at, triton_numerics.log1p(tl.minimum(tl.abs(value), 1.0)))
+    tl.store(softplus + at, triton_numerics.softplus(value))
+    tl.store(silu + at, triton_numerics.silu(value))
+    tl.store(rsqrt + at, triton_numerics.rsqrt(tl.abs(value)))
+    tl.store(codes + at, triton_numerics.quantize(value, triton_numerics.reciprocal(tl.load(scale + at))))
+
+
+def test_shared_functions_are_accurate() -> None:
+    draw = Draw(6)
+    size = 2048
+    x = draw.normal(size) * torch.logspace(-6, 1.3, size)
+    x[:4] = torch.tensor([20.0, -20.0, 80.0, -80.0])
+    scale = draw.scale(size, absmax=4.0)
+    x[4:260] = (torch.arange(256) - 127.5) * scale[4:260]  # the middles between codes
+    names = ("exp", "log1p", "softplus", "silu", "rsqrt")
+    results = {name: Guarded(size) for name in names}
+    codes = Guarded(size, dtype=torch.int8)
+    _evaluate[(1,)](x, *(results[name].tensor for name in names), codes.tensor, scale, SIZE=size)
+    exact = x.double()
+    wanted = {
+        "exp": exact.exp(),
+        "log1p": exact.abs().clamp(max=1.0).log1p(),
+        "softplus": torch.nn.functional.softplus(exact, threshold=1e9),
+        "silu": torch.nn.functional.silu(exact),
+        "rsqrt": exact.abs().rsqrt(),
+    }
+    for name in names:
+        relative = ((results[name].read().double() - wanted[name]) / wanted[name]).abs().max()
+        assert float(relative) < float32_limit(1), name
+    assert_equal_codes(codes.read(), numerics.quantize(x, scale))
+
+
+@triton.jit
+def _dot4(a, b, c, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(out + at, triton_numerics.dot4(tl.load(a + at), tl.load(b + at), tl.load(c + at), False))
+
+
+def test_dot4_adds_four_products() -> None:
+    draw = Draw(7)
+    a, b, c = draw.codes(16, 4), draw.codes(16, 4), draw.ids(16, below=1000).int()
+    out = Guarded(16, dtype=torch.int32)
+    _dot4[(1,)](a.view(torch.int32), b.view(torch.int32), c, out.tensor, SIZE=16)
+    assert torch.equal(out.read(), (a.int() * b.int()).sum(1, dtype=torch.int32) + c)
+
+
+def test_an_unknown_token_has_no_vector() -> None:
+    draw = Draw(8)
+    out = Guarded(3, 5)
+    ids = torch.tensor([1, 7, -1])
+    embedding.embed_int8(ids, draw.codes(7, 5), draw.scale(7), out=out.tensor)
+    assert out.read()[0].isfinite().all() and out.read()[1:].isnan().all()
+
+
+def test_wide_rows_are_quantised_in_steps() -> None:
+    x = Draw(9).normal(2, 2500)
+    out, scale = Guarded(2, 2500, dtype=torch.int8), Guarded(2, 1)
+    quantizing.codes_per_token(x, 8, out=out.tensor, scale_out=scale.tensor)
+    assert_same((out.read(), scale.read()), quantize.quantize_per_token(x, 8))
+
+
+# Tiles
+
+
+def test_a_recorded_tile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSMQUANT_CACHE", str(tmp_path))
+    tile = Tile(16, 32, 64, 2, 8, 3)
+    assert find("a device", "int8_linear", m=9, n=10, k=20) is None
+    assert record("a device", "int8_linear", n=10, k=20, tiles={16: tile}) == table_file()
+    record("a device", "int8_linear", n=10, k=20, tiles={4: Tile(0, 4)})
+    assert find("a device", "int8_linear", m=9, n=10, k=20) == tile
+    assert find("a device", "int8_linear", m=3, n=10, k=20) == Tile(0, 4)
+    for m, n, k in ((17, 10, 20), (9, 11, 20), (9, 10, 21)):
+        assert find("a device", "int8_linear", m=m, n=n, k=k) is None
+    assert find("another device", "int8_linear", m=9, n=10, k=20) is None
+
+
+def test_a_damaged_table_is_left_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("SSMQUANT_CACHE", str(tmp_path))
+    table_file().write_text("{")
+    record("a device", "int8_linear", n=10, k=20, tiles={1: Tile(0, 4)})
+    assert "not readable" in caplog.text
+    assert find("a device", "int8_linear", m=1, n=10, k=20) == Tile(0, 4)
+
+
+def test_buckets_and_names() -> None:
+    assert [bucket(m) for m in (1, 2, 3, 4, 5, 16, 17)] == [1, 2, 4, 4, 8, 16, 32]
+    assert key(10, 20) == "10x20"
+
+
+@pytest.mark.parametrize(("op", "m"), list(itertools.product(linear_tuning.OPS, (1, 4, 20))))
+def test_candidates_agree(op: str, m: int) -> None:
+    """Tiles of one product give the same bits, since any of them may end in the table."""
+    product = linear_tuning.Product(op, m, 40, 256)
+    tiles = {tile for tile in linear_tuning.candidates(product) if tile.block_m <= 16}
+    setup = linear_tuning.Setup(product, torch.device("cpu"), copies=1)
+    results = []
+    for tile in sorted(tiles, key=str)[::4]:
+        setup.result.zero_()
+        for launch in setup.launches(tile):
+            launch()
+        results.append(setup.result.clone())
+    assert all(error_ratio(other.float(), results[0].float()) == 0.0 for other in results)

@@ -1,0 +1,241 @@
+"""The GPU's scans and what goes with them, in Triton's interpreter: every case of the ops, and steps in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import count
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmquant import numerics
+from ssmquant.ops.causal_conv1d.reference import causal_conv1d
+from ssmquant.ops.registry import Kernel
+from ssmquant.tolerance import assert_equal_codes, assert_float32, assert_half, assert_requantised
+
+from . import naive
+from .cases import SUITES, Args, Case, Draw, Suite
+from .interpreter import needs_interpreter
+
+pytestmark = needs_interpreter
+
+NAMES = ("causal_conv1d", "ssd", "selective_scan", "rms_norm", "gated_rms_norm", "gate", "hadamard")
+CASES = [
+    pytest.param(SUITES[name], case, id=f"{name}: {case.name}")
+    for name in NAMES
+    for case in SUITES[name].cases
+]
+WITH_SCALE_OUT = [p for p in CASES if p.values[0].scale_out]
+
+
+def kernel_of(suite: Suite) -> Kernel:
+    import_module(f"ssmquant.ops.{suite.op.name}.triton")
+    (kernel,) = (kernel for kernel in suite.op.kernels if kernel.backend == "triton")
+    return kernel
+
+
+@pytest.mark.parametrize(("suite", "case"), CASES)
+def test_case(suite: Suite, case: Case) -> None:
+    kernel, args = kernel_of(suite), case.args()
+    reason = kernel.supports(*args)
+    if reason is None:
+        suite.compare(args, kernel.run(*args))
+    else:  # only scans decline, and only floats
+        assert "codes" in reason
+        assert args[1] is None
+
+
+@pytest.mark.parametrize(("suite", "case"), WITH_SCALE_OUT)
+def test_codes_out_are_the_quantised_floats(suite: Suite, case: Case) -> None:
+    kernel = kernel_of(suite)
+    *args, _scale_out = case.args()
+    floats = kernel.run(*args, None)
+    floats = floats if isinstance(floats, Tensor) else floats[0]
+    for scale in (torch.tensor([0.037]), torch.linspace(0.01, 0.1, floats.shape[-1])):
+        codes = kernel.run(*args, scale)
+        codes = codes if isinstance(codes, Tensor) else codes[0]
+        assert torch.equal(codes, numerics.quantize(floats, scale))
+
+
+# Codes under reduced states: the suites have these cases with floats, which are not for the GPU
+
+
+def with_codes(case: Case, name: str) -> Iterator[Args]:
+    """Yield one case's arguments with its float inputs replaced by codes, once settled."""
+    scan = naive.ssd_with_margin if name == "ssd" else naive.selective_scan_with_margin
+    for seed in count(1):
+        draw = Draw(seed)
+        args = list(case.make(draw))
+        for place in (0, 2, 5, 7):
+            if args[place + 1] is None:
+                args[place], args[place + 1] = draw.codes(*args[place].shape), draw.scale(1)
+        if scan(*args)[2] > 2e-3:
+            yield tuple(args)
+            return
+
+
+REDUCED = [
+    pytest.param(name, case, id=f"{name}: {case.name}")
+    for name in ("ssd", "selective_scan")
+    for case in SUITES[name].cases
+    if " state every " in case.name
+]
+
+
+@pytest.mark.parametrize(("name", "case"), REDUCED)
+def test_reduced_states_of_codes(name: str, case: Case) -> None:
+    (args,) = with_codes(case, name)
+    suite = SUITES[name]
+    kernel = kernel_of(suite)
+    assert kernel.supports(*args) is None
+    suite.compare(args, kernel.run(*args))
+
+
+# Steps in slots, against the whole sequence at once
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What comes out of in_proj for a few sequences, and what the reference makes of all their tokens at once."""
+
+    projected: Tensor  # int8 [B, L, d_in_proj]
+    y: Tensor  # float [B, L, H, P]
+    state: Tensor  # after the last whole interval
+
+
+def assert_state(got: Tensor, want: Tensor, tokens: int) -> None:
+    match want.dtype:
+        case torch.int8:
+            assert_requantised(got, want, "state")
+        case torch.float16:
+            assert_half(got, want, "state")
+        case _:
+            assert_float32(got, want, tokens, "state")
+
+
+STATES = [(0, 1), (4, 1), (4, 6), (-4, 1)]  # interval (negative: float16), rows of the state's scale
+
+
+@pytest.mark.parametrize(("interval", "rows"), STATES)
+def test_mamba2_steps_are_the_scan(interval: int, rows: int) -> None:
+    from ssmquant.ops.ssd.triton import size_of_states
+    from ssmquant.ops.ssd.triton_step import Constants, Memory, Sizes, round_states, step
+
+    draw = Draw(7 + interval + rows)
+    half, interval = interval < 0, abs(interval)
+    sizes = Sizes(nheads=4, headdim=5, ngroups=2, d_state=6, d_conv=4, interval=interval)
+    dtype = torch.float32 if not interval else torch.float16 if half else torch.int8
+    batch, length, inner, width = 3, 11, sizes.d_inner, sizes.conv_dim
+    projected = draw.codes(batch, length, inner + width + sizes.nheads)
+    x_in, weight_scale = draw.scale(width), draw.scale(width)
+    weight, bias, out = draw.codes(width, 4), draw.normal(width), draw.scale(width, absmax=12.0)
+    for start, size in ((inner, 6), (inner + 6, 6), (inner + 12, 6), (inner + 18, 6)):
+        out[start : start + size] = out[start]  # B and C have one scale a group
+    dt_scale, dt_bias = draw.scale(sizes.nheads), draw.uniform(4, low=-3.0, high=1.0)
+    A, D = -draw.uniform(4, low=0.1, high=2.0), draw.normal(4)
+    scale = draw.scale(rows, 6, absmax=40.0)
+    choice = draw.ids(inner, below=4).int()
+    of_head = draw.ids(sizes.nheads, 4, below=max(rows // 2, 1)).int()
+    if rows > 1:
+        of_head[2:] += rows // 2  # the rows of the second group
+    row = of_head.gather(1, choice.view(4, 5).long()).flatten()
+
+    conv = causal_conv1d(
+        projected[:, :, inner : inner + width], x_in, weight, weight_scale, bias,
+        torch.zeros(batch, width, 4, dtype=torch.int8), out,
+    )[0]  # fmt: skip
+    x, B, C = conv.split([inner, 12, 12], dim=-1)
+    y, after, _ = naive.ssd_with_margin(
+        x.unflatten(-1, (4, 5)), out[:inner], projected[:, :, -4:], dt_scale, A, B.unflatten(-1, (2, 6)),
+        out[inner : inner + 12], C.unflatten(-1, (2, 6)), out[inner + 12 :], D, dt_bias, 0.001, 0.5,
+        torch.zeros(batch, 4, 5, 6, dtype=dtype), scale[row.long()].view(4, 5, 6) if dtype == torch.int8 else None,
+        interval,
+    )  # fmt: skip
+
+    constants = Constants(
+        weight, x_in * weight_scale, bias, 1.0 / out, out[:inner].contiguous(),
+        out[inner : inner + 12 : 6].contiguous(), out[inner + 12 :: 6].contiguous(), dt_scale, dt_bias, A,
+        D, scale, of_head, choice, row, size_of_states(scale),
+    )  # fmt: skip
+    slots, waiting = 5, max(interval, 1)
+    memory = Memory(
+        torch.full((slots, 4, width), 99, dtype=torch.int8), torch.zeros(slots, 4, 5, 6, dtype=dtype),
+        torch.full((slots, waiting, inner), 99, dtype=torch.int8),
+        torch.full((slots, waiting, 12), 99, dtype=torch.int8),
+        torch.full((slots, waiting, 4), torch.nan),
+    )  # fmt: skip
+    positions = torch.zeros(slots, dtype=torch.int32)
+    untouched = memory.ring[1].clone()
+    limit = (0.001, 0.5)
+    found = torch.full((batch, length, inner), torch.nan)
+    place = torch.tensor([4, 0, 2], dtype=torch.int32)
+    # Row 1 begins three tokens later than the others, so that rows of different positions are stepped together.
+    for time in range(length + 3):
+        at = [time, time - 3, time]
+        here = [row for row in range(batch) if 0 <= at[row] < length]
+        where = place[here].contiguous()
+        tokens = torch.stack([projected[row, at[row]] for row in here])
+        result = torch.empty(len(here), inner)
+        step(tokens, where, positions, constants, memory, sizes, limit, result)
+        for index, r in enumerate(here):
+            found[r, at[r]] = result[index]
+        positions[where.long()] += 1
+        full = torch.tensor(
+            [s for s in where.tolist() if interval and positions[s] % interval == 0], dtype=torch.int32
+        )
+        if len(full):
+            layered = [
+                type(part)(**{name: tensor[None] for name, tensor in vars(part).items()})
+                for part in (constants, memory)
+            ]
+            round_states(full, *layered, sizes)
+    assert_float32(found, y.flatten(-2), length * 6, "y")
+    assert_state(memory.state[place.long()], after, length)
+    assert_equal_codes(memory.ring[1], untouched, "the ring of a slot that no row names")
+
+
+@pytest.mark.parametrize(("interval", "rows"), [(0, 1), (1, 1), (3, 1), (3, 7), (-1, 1), (-3, 1)])
+def test_mamba1_steps_are_the_scan(interval: int, rows: int) -> None:
+    from ssmquant.ops.selective_scan.triton_step import step
+
+    draw = Draw(70 + interval + rows)
+    half, interval = interval < 0, abs(interval)
+    dtype = torch.float32 if not interval else torch.float16 if half else torch.int8
+    batch, length, channels, d_state, slots = 2, 7, 37, 5, 4
+    x, dt = draw.codes(batch, length, channels), draw.codes(batch, length, channels)
+    projected = draw.codes(batch, length, 3 + 2 * d_state)
+    B, C = projected[..., 3 : 3 + d_state], projected[..., 3 + d_state :]
+    x_scale, dt_scale = draw.scale(channels), draw.scale(channels)
+    B_scale, C_scale = draw.scale(1), draw.scale(1)
+    A, D = -draw.uniform(channels, d_state, low=0.1, high=2.0), draw.normal(channels)
+    dt_bias = draw.uniform(channels, low=-3.0, high=1.0)
+    scale, row = draw.scale(rows, d_state, absmax=20.0), draw.ids(channels, below=rows).int()
+    coded = dtype == torch.int8
+    y, after, _ = naive.selective_scan_with_margin(
+        x, x_scale, dt, dt_scale, A, B, B_scale, C, C_scale, D, dt_bias,
+        torch.zeros(batch, channels, d_state, dtype=dtype), scale[row.long()] if coded else None, interval,
+    )  # fmt: skip
+    state, positions = (
+        torch.zeros(slots, channels, d_state, dtype=dtype),
+        torch.zeros(slots, dtype=torch.int32),
+    )
+    waiting = [
+        torch.full((slots, max(interval, 1), width), 99, dtype=torch.int8)
+        for width in (channels, channels, d_state)
+    ]
+    where = torch.tensor([3, 1], dtype=torch.int32)
+    found = torch.empty(batch, length, channels)
+    for time in range(length):
+        result = torch.empty(batch, channels)
+        step(
+            x[:, time].contiguous(), x_scale, dt[:, time].contiguous(), dt_scale, A, B[:, time], B_scale, C[:, time],
+            C_scale, D, dt_bias, where, positions, state, scale if coded else None, row if coded else None,
+            *waiting, interval, result,
+        )  # fmt: skip
+        found[:, time] = result
+        positions[where.long()] += 1
+    assert_float32(found, y, length * d_state, "y")
+    assert_state(state[where.long()], after, length)
