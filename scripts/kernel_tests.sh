@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # Runs a built kernel_test on every instruction set that was built and that the processor has.
 #
-#   scripts/kernel_tests.sh BUILD_FOLDER [emulator and its options]
+#   scripts/kernel_tests.sh BUILD_FOLDER [-test to leave out ...] [emulator and its options]
 set -euo pipefail
 
 build=$1
 shift
+left_out=()
+while [[ ${1:-} == -* ]]; do
+  left_out+=("$1")
+  shift
+done
 tested=0
 while read -r isa; do
   status=0
-  output=$(SSMQUANT_ISA=$isa "$@" "$build/kernel_test" 2>&1) || status=$?
+  output=$(SSMQUANT_ISA=$isa "$@" "$build/kernel_test" "${left_out[@]}" 2>&1) || status=$?
   echo "$output"
   if [ "$status" -eq 0 ]; then
     tested=$((tested + 1))

@@ -1,6 +1,6 @@
 // Runs every test of the kernels with the instruction set that SSMQUANT_ISA names, or the best.
 //
-//   kernel_test [name ...]
+//   kernel_test [name ...]       the tests of these names; -name: all but it
 #include <cstring>
 
 #include "kernels/kernels.hpp"
@@ -11,8 +11,11 @@ int main(int argc, char** argv) {
   const char* isa = ssmquant::kernels().isa;
   int count = 0;
   for (const Test* test = Test::first; test; test = test->next) {
-    bool wanted = argc < 2;
-    for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], test->name) == 0;
+    bool wanted = argc < 2 || argv[1][0] == '-';
+    for (int i = 1; i < argc; ++i) {
+      if (std::strcmp(argv[i], test->name) == 0) wanted = true;
+      if (argv[i][0] == '-' && std::strcmp(argv[i] + 1, test->name) == 0) wanted = false;
+    }
     if (!wanted) continue;
     test->run();
     std::printf("%s: %s passed\n", isa, test->name);

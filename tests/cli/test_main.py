@@ -14,7 +14,19 @@ from ssmquant._version import __version__
 from ssmquant.errors import CheckFailed, ModelError, SsmquantError
 
 PLAN = ("plan", "some/model", "--recipe", "w8a8-naive")
-COMMANDS = "demo recipes plan quantize eval compare generate chat bench inspect verify".split()
+COMMANDS = [
+    "demo",
+    "recipes",
+    "plan",
+    "quantize",
+    "eval",
+    "compare",
+    "generate",
+    "chat",
+    "bench",
+    "inspect",
+    "verify",
+]
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

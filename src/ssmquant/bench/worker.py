@@ -102,7 +102,7 @@ def _serve(connection: Connection, spec: SubjectSpec, threads: int) -> None:
                 connection.send(torch.cuda.max_memory_allocated() if spec.device == "cuda" else peak_bytes())
             else:
                 connection.send(run_workload(subject.engine, workload, subject.vocab, synchronize))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return  # the parent has gone
     except SsmquantError as error:
         connection.send(error)

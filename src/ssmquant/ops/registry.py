@@ -33,7 +33,10 @@ _LIBRARY = torch.library.Library("ssmquant", "DEF")
 _OPS: dict[str, Op] = {}
 _BACKEND: ContextVar[str | None] = ContextVar("ssmquant_backend", default=None)
 REFERENCE = "reference"
-_BACKENDS = {"cpu": "cpu", "cuda": "triton"}  # device type -> the module beside the op that registers its kernels
+_BACKENDS = {
+    "cpu": "cpu",
+    "cuda": "triton",
+}  # device type -> the module beside the op that registers its kernels
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Op:
         self.reference = reference
         self.kernels: list[Kernel] = []
         self._package = check.__module__
-        self._missing: dict[str, list[str]] = {}  # by device whose kernels were looked for: why there are none
+        self._missing: dict[
+            str, list[str]
+        ] = {}  # by device whose kernels were looked for: why there are none
         _LIBRARY.define(schema)
         _LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"ssmquant::{self.name}", fake, lib=_LIBRARY)
@@ -162,7 +167,9 @@ def use_backend(backend: str) -> Iterator[None]:
     Args:
         backend: ``reference`` or the backend of a registered kernel.
     """
-    known = {REFERENCE, *_BACKENDS.values()} | {kernel.backend for op in _OPS.values() for kernel in op.kernels}
+    known = {REFERENCE, *_BACKENDS.values()} | {
+        kernel.backend for op in _OPS.values() for kernel in op.kernels
+    }
     if backend not in known:
         raise InputError(f"backend {backend!r} is not registered; {nearest(backend, known)}")
     token = _BACKEND.set(backend)
