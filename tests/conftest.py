@@ -19,6 +19,10 @@ from ssmquant.data import builtin_model
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, by whomever; then its functions are interpreted or compiled for good.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 POISON = 113  # for integers: prime, positive, in range of int8 and of no meaning anywhere
 ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
 

@@ -3,9 +3,9 @@
     from .interpreter import needs_interpreter
     pytestmark = needs_interpreter
 
-Kernels are defined for the interpreter or for a GPU when their module is imported, so a process does either:
-without a GPU this module chooses the interpreter, with one the tests marked `needs_interpreter` are skipped
-(set ``TRITON_INTERPRET=1`` to run them there too; those that need the GPU are then skipped).
+Kernels are defined for the interpreter or for a GPU when Triton is imported, so a process does either: without a GPU
+tests/conftest.py chooses the interpreter, with one the tests marked `needs_interpreter` are skipped (set
+``TRITON_INTERPRET=1`` to run them there too; those that need the GPU are then skipped).
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
-import torch
 
 __all__ = ["needs_interpreter"]
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HAS_TRITON = find_spec("triton") is not None
 
