@@ -85,6 +85,7 @@ def test_tiny_divergences_are_told_apart() -> None:
     """Those of int8 are 1e-6 nats and less, which is the gap that the solver takes for none."""
     costs = [[1e-8, 0.0], [2e-8, 0.0], [1e-8, 0.0]]
     assert allocate(costs, [[1, 2]] * 3, 4, [], [], 0.0).schemes == (0, 1, 0)
+    assert allocate([[5e-324, 0.0]], [[1, 2]], 2, [], [], 0.0).schemes == (1,)
 
 
 def test_a_limit_that_cannot_be_reached_is_refused() -> None:

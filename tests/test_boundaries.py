@@ -58,6 +58,7 @@ CORE = {
     "recipes",
     "planning",
     "resolution",
+    "footprint",
     "calibrate",
     "ranges",
     "sensitivity",

@@ -78,7 +78,7 @@ def allocate(
     floats = np.concatenate([np.zeros(weights), np.asarray(work)])
     scale = np.abs(cost).max(initial=0.0) or 1.0
     found = milp(
-        cost * (1e3 / scale),  # HiGHS takes a gap of 1e-6 for none
+        cost / scale * 1e3,  # HiGHS takes a gap of 1e-6 for none
         integrality=np.ones(len(cost)),
         bounds=Bounds(0, 1),
         constraints=[

@@ -38,8 +38,10 @@ def make_row() -> MakeRow:
             state_bytes=1000,
             float_share=0.25,
             calibration_s=1.5,
+            peak_bytes=123_000_000,
             prefill=Relative(prefill - 0.1, prefill, prefill + 0.2),
             decode=Relative(1.0, 2.0, 3.0),
+            by_stages="no engine",
             measured="2026-01-02T03:04:05Z",
             scores=ModelScores(recipe, domains),
         )

@@ -45,8 +45,9 @@ def test_tables_say_the_same_as_the_rows(comparison: Comparison) -> None:
     assert last["recipe"] == HOSTILE
     assert last["group"] == "b"
     assert (last["MB"], last["state kB"], last["float"]) == ("7.00", "1.0", "25%")
-    assert last["prefill ×"] == "1.50 [1.4, 1.7]"
-    assert "no claim about speed" in summary.note
+    assert last["peak MB"] == "123"
+    assert last["prefill ×"] == "1.50 [1.40, 1.70]*"  # no engine ran it, and it says so
+    assert "stage by stage" in summary.note
     assert "prefill of 16 tokens, 4 steps, 2 repetitions" in summary.note
     assert len(domain_table(comparison).rows) == 3 * 2
     assert len(paired_table(comparison).rows) == 3 * 2

@@ -8,8 +8,8 @@ from tests.tiny_models import float_model, quantised, random_ids
 from torch import Tensor
 
 import ssmquant
+from ssmquant.footprint import bits_activation, float_share
 from ssmquant.modules.weights import Linear
-from ssmquant.report.footprint import bits_activation, float_share
 from ssmquant.report.outliers import outlier_shares
 
 MODEL = "mamba2-two-groups"

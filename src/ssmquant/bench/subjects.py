@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ssmquant.bench.contestant import Facts
 from ssmquant.bench.synthetic import random_shape
+from ssmquant.footprint import bytes_at_rest, integer_products
 from ssmquant.loading import load
 from ssmquant.model import Model
-from ssmquant.report.footprint import bytes_at_rest, integer_products
 from ssmquant.runtime.choice import AnyEngine
 from ssmquant.runtime.generate import StepEngine
 

@@ -20,18 +20,18 @@ from ssmquant.errors import InputError, ModelError
 from ssmquant.eval.environment import environment
 from ssmquant.eval.evaluate import evaluate
 from ssmquant.files import combined, digest, digests
+from ssmquant.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
 from ssmquant.loading import plan
 from ssmquant.model import Model
 from ssmquant.pipeline import quantize
 from ssmquant.report.comparison import Comparison
 from ssmquant.report.executors import Executor, Serial
-from ssmquant.report.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
+from ssmquant.report.memory import peak_bytes
 from ssmquant.report.outliers import outlier_shares
 from ssmquant.report.row import Row
 from ssmquant.report.sharing import SharedStatistics
 from ssmquant.report.store import RowStore
 from ssmquant.report.timing import WORKLOAD, Workload, relative_times
-from ssmquant.runtime.engine import Engine
 
 __all__ = ["Calibration", "compare", "require_recipes"]
 
@@ -157,7 +157,9 @@ class _Measurement:
         seconds = perf_counter() - start + statistics.excess
         quantised.name = recipe
         evaluation = evaluate(self.model, [quantised], self.domains, progress=progress)
-        prefill, decode = relative_times(Engine(quantised.shell), Engine(self.model.shell), self.workload)
+        threads = self.executor.threads
+        engine = quantised.engine(threads=threads)
+        prefill, decode = relative_times(engine, self.model.engine(threads=threads), self.workload)
         planned = quantised.plan
         assert planned is not None
         return Row(
@@ -168,8 +170,10 @@ class _Measurement:
             state_bytes=state_bytes(quantised),
             float_share=float_share(planned, outlier_shares(quantised, self.domains)),
             calibration_s=seconds,
+            peak_bytes=peak_bytes(quantised, self.workload, threads=threads),
             prefill=prefill,
             decode=decode,
+            by_stages=engine.reason,
             measured=self.date,
             scores=evaluation.models[0],
         )

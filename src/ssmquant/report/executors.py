@@ -10,6 +10,7 @@ results come as they are finished, and the first task that fails ends the run wi
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import traceback
@@ -187,6 +188,7 @@ def _work(path: Path, item: Any, pipe: connection.Connection, threads: int) -> N
         signal.SIGINT, signal.SIG_IGN
     )  # the process that asked is interrupted too, and ends this one
     torch.set_num_threads(threads)
+    os.environ["SSMQUANT_THREADS"] = str(threads)
 
     def report(what: str, done: int, total: int) -> None:
         pipe.send(("progress", (what, done, total)))

@@ -26,10 +26,12 @@ class Row:
 
     Attributes:
         recipe: its reference, as asked for.
-        bits_weight, bits_activation, bytes_at_rest, state_bytes, float_share: see `ssmquant.report.footprint`.
+        bits_weight, bits_activation, bytes_at_rest, state_bytes, float_share: see `ssmquant.footprint`.
         calibration_s: seconds to gather the statistics that it uses (counted for each recipe that shares them, as they
             were when they were gathered), to transform and to choose codes.
-        prefill, decode: time over that of the float model in the same engine, see `ssmquant.report.timing`.
+        peak_bytes: most memory of a process that loads and runs it, see `ssmquant.report.memory`.
+        prefill, decode: time over that of the float model, see `ssmquant.report.timing`.
+        by_stages: why no engine for this device runs it, so that its times are of one op after another; else empty.
         measured: when, UTC, ISO 8601.
         scores: divergence from the float model, by domain.
     """
@@ -41,8 +43,10 @@ class Row:
     state_bytes: int
     float_share: float
     calibration_s: float
+    peak_bytes: int
     prefill: Relative
     decode: Relative
+    by_stages: str
     measured: str
     scores: ModelScores
 
@@ -65,10 +69,12 @@ class Row:
             "bytes": self.bytes_at_rest,
             "state_bytes": self.state_bytes,
             "float_share": self.float_share,
+            "peak_bytes": self.peak_bytes,
             "prefill_rel": self.prefill.p50,
             "prefill_rel_p20_p80": [self.prefill.p20, self.prefill.p80],
             "decode_rel": self.decode.p50,
             "decode_rel_p20_p80": [self.decode.p20, self.decode.p80],
+            "by_stages": self.by_stages,
             "calibration_s": self.calibration_s,
             "kl": self.kl.value,
             "kl_ci": self.kl.bounds(),

@@ -57,12 +57,16 @@ _SUMMARY: tuple[tuple[Column, Callable[[Row], str]], ...] = (
         lambda row: f"{row.calibration_s:.1f}",
     ),
     (
-        Column("prefill ×", "time over the float model's in the same engine, median [p20, p80]"),
-        lambda row: _relative(row.prefill),
+        Column("peak MB", "resident memory of loading and running it, less Python's and PyTorch's own"),
+        lambda row: f"{row.peak_bytes / 1e6:.0f}",
+    ),
+    (
+        Column("prefill ×", "time over the float model's, median [p20, p80]; *: no engine runs it here"),
+        lambda row: _relative(row.prefill, row.by_stages),
     ),
     (
         Column("decode ×", "the same of decoding"),
-        lambda row: _relative(row.decode),
+        lambda row: _relative(row.decode, row.by_stages),
     ),
 )  # fmt: skip
 _GROUP = Column(
@@ -169,9 +173,10 @@ def paired_table(comparison: Comparison) -> Table:
 
 def _speed_note(workload: Workload) -> str:
     return (
-        "prefill × and decode × are no claim about speed: they are taken in the reference engine, whose integer "
-        f"operations are exact and slow, against the float model in the same engine in turns (prefill of "
-        f"{workload.prompt} tokens, {workload.steps} steps, {workload.repetitions} repetitions, one sequence)."
+        "prefill × and decode × are of the engine that runs a recipe here, in turns with the float model, which runs "
+        f"stage by stage (prefill of {workload.prompt} tokens, {workload.steps} steps, {workload.repetitions} "
+        "repetitions, one sequence); where a * stands, so does the recipe, and says nothing of what kernels for it "
+        "could do."
     )
 
 
@@ -184,5 +189,5 @@ def _interval(interval: Interval | None, spec: str, bounds_spec: str | None = No
     return f"{interval.value:{spec}} [{found}]"
 
 
-def _relative(relative: Relative) -> str:
-    return f"{relative.p50:.2f} [{relative.p20:.1f}, {relative.p80:.1f}]"
+def _relative(relative: Relative, by_stages: str) -> str:
+    return f"{relative.p50:.2f} [{relative.p20:.2f}, {relative.p80:.2f}]{'*' if by_stages else ''}"

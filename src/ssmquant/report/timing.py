@@ -1,8 +1,8 @@
-"""Time of a model relative to another in the same engine, on the same machine, in the same minute.
+"""Time of a model relative to another, on the same machine, in the same minute.
 
 Both run in turns, and each repetition gives one ratio, so that what slows the machine down for a while slows both.
-The engine is the reference engine, whose integer operations are exact and slow: a ratio says what a recipe costs
-there, and nothing about the speed of kernels.
+Each runs in the engine that a user gets for it, so a ratio is what the recipe gains or costs here and now: recipes
+that only the stages can run show what they take without kernels of their own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ssmquant.runtime.engine import Engine
+from ssmquant.runtime.choice import AnyEngine
 
-__all__ = ["WORKLOAD", "Relative", "Workload", "relative_times"]
+__all__ = ["WORKLOAD", "Relative", "Workload", "relative_times", "run"]
 
 
 class Workload(NamedTuple):
@@ -40,26 +40,28 @@ class Relative(NamedTuple):
     p80: float
 
 
-def relative_times(candidate: Engine, reference: Engine, workload: Workload) -> tuple[Relative, Relative]:
+def relative_times(
+    candidate: AnyEngine, reference: AnyEngine, workload: Workload
+) -> tuple[Relative, Relative]:
     """Return the times of the prefill and of the steps, each relative to the reference's.
 
     Args:
-        candidate: the model in question.
-        reference: the model that it is compared with, in the same engine.
+        candidate: the engine of the model in question.
+        reference: that of the model that it is compared with.
         workload: what is timed.
     """
     ratios = []
     for repetition in range(workload.repetitions + 1):
         # Who goes first alternates: a clock that falls under load would favour the same one each time.
         pair = (reference, candidate) if repetition % 2 == 0 else (candidate, reference)
-        seconds = {id(engine): _run(engine, workload) for engine in pair}
+        seconds = {id(engine): run(engine, workload) for engine in pair}
         ratios.append([a / b for a, b in zip(seconds[id(candidate)], seconds[id(reference)], strict=True)])
     prefill, decode = np.percentile(ratios[1:], [20, 50, 80], axis=0).T.tolist()
     return Relative(*prefill), Relative(*decode)
 
 
-def _run(engine: Engine, workload: Workload) -> tuple[float, float]:
-    """Return the seconds of the prefill and of all steps."""
+def run(engine: AnyEngine, workload: Workload) -> tuple[float, float]:
+    """Run a workload once; return the seconds of the prefill and of all steps."""
     start = perf_counter()
     logits, state = engine.prefill([[0] * workload.prompt])
     read = perf_counter()

@@ -9,7 +9,7 @@ float32's; sums of decays are float64's, as in the reference. Decays are kept as
 
 from __future__ import annotations
 
-from math import ceil, log2
+from math import ceil, gcd, log2
 
 import torch
 import triton
@@ -22,8 +22,7 @@ from ssmquant.ops.ssd import ssd
 from ssmquant.ops.triton_numerics import (
     launch_options,
     let_next_start,
-    quantize,
-    reciprocal,
+    round_to_codes,
     softplus,
     wait_for_previous,
 )
@@ -78,7 +77,7 @@ def _span(chunk, length, period, TOKENS: tl.constexpr):
 
 @triton.jit
 def _decays(
-    dt, dt_scale, dt_bias, A, coarse, fine, share, weight, total, size, dt_min, dt_max,
+    dt, dt_scale, dt_bias, A, coarse, fine, share, weight, carry, total, size, dt_min, dt_max,
     length, period, chunks, heads, dt_row, dt_token,
     DT_STEP: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -97,19 +96,21 @@ def _decays(
     let_next_start(PDL)
     codes = tl.load(dt + row * dt_row + token[None, :] * dt_token + head[:, None], mask=there, other=0)
     steps = discretized(codes, scale[:, None], bias[:, None], dt_min, dt_max, there)
-    # Sums in float64 and kept as two float32: what counts are their differences.
+    # Sums in float64, since what counts are their differences: kept as a float32 and the power of what that leaves.
     logs = (steps * rate[:, None]).to(tl.float64) * 1.4426950408889634
     decay = tl.cumsum(logs, 1)
     whole = tl.sum(logs, 1)
     high = decay.to(tl.float32)
+    low = (decay - high.to(tl.float64)).to(tl.float32)
     largest, inverse_largest = power_of_two_above(tl.max(steps, 1))
     part = steps * inverse_largest[:, None]
     of_head = tl.program_id(0).to(tl.int64) * heads + head
     place = of_head[:, None] * TOKENS + t[None, :]
     tl.store(coarse + place, high, mask=known[:, None])
-    tl.store(fine + place, (decay - high.to(tl.float64)).to(tl.float32), mask=known[:, None])
-    tl.store(share + place, part, mask=known[:, None])
+    tl.store(fine + place, tl.exp2(low), mask=known[:, None])
+    tl.store(share + place, tl.exp2(-low) * part, mask=known[:, None])
     tl.store(weight + place, tl.exp2((whole[:, None] - decay).to(tl.float32)) * part, mask=known[:, None])
+    tl.store(carry + place, tl.exp2(high) * tl.exp2(low), mask=known[:, None])
     tl.store(total + of_head, tl.exp2(whole.to(tl.float32)), mask=known)
     tl.store(size + of_head, largest, mask=known)
 
@@ -121,7 +122,7 @@ def _states(
     HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
     X_STEP: tl.constexpr, B_GROUP_STEP: tl.constexpr, B_STEP: tl.constexpr,
     ROUNDS: tl.constexpr, CODED: tl.constexpr, KEPT_STARTS: tl.constexpr, FRESH: tl.constexpr,
-    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
@@ -134,10 +135,12 @@ def _states(
     place = p[:, None] * D_STATE + n[None, :]
     x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
     B_factor = tl.load(B_scale + group * B_GROUP_STEP + n * B_STEP, mask=in_n, other=0.0)
+    # The state is held in units of its codes: what a product of codes is in them.
+    unit = x_factor[:, None] * B_factor[None, :]
     if CODED:
         which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
         scale = tl.load(state_scale + which[:, None] * D_STATE + n[None, :], mask=tile, other=1.0)
-        inverse = reciprocal(scale)
+        unit = unit / scale
     wait_for_previous(PDL)
     let_next_start(PDL)
     cells = HEADDIM * D_STATE
@@ -145,12 +148,15 @@ def _states(
     home = (slot * heads + head) * cells + place
     kept = tl.load(state + home, mask=tile & (not FRESH), other=0)
     h = kept.to(tl.float32)
-    if CODED:
-        h = h * scale
-    for chunk in range(chunks):
+    # A state that is rounded at the end of every chunk has nothing to add from an unfinished one.
+    updates = length // period if KEPT_STARTS else chunks
+    for chunk in tl.range(0, updates, num_stages=STAGES):
         start, end = _span(chunk, length, period, TOKENS)
         of_head = (row * chunks + chunk) * heads + head
-        tl.store(starts + of_head * cells + place, kept if KEPT_STARTS else h, mask=tile)
+        if KEPT_STARTS:
+            tl.store(starts + of_head * cells + place, kept, mask=tile)
+        else:
+            tl.store(starts + of_head * cells + place, h * scale if CODED else h, mask=tile)
         token = start + t
         there = token < end
         share = tl.load(weight + of_head * TOKENS + t)
@@ -163,107 +169,115 @@ def _states(
             mask=there[:, None] & in_n[None, :], other=0,
         )  # fmt: skip
         new = added(inputs, share, directions)
-        h = h * tl.load(total + of_head) + new * (
-            (x_factor * tl.load(size + of_head))[:, None] * B_factor[None, :]
-        )
+        h = h * tl.load(total + of_head) + new * (unit * tl.load(size + of_head))
         if ROUNDS:
-            rounds = end % period == 0
-            if CODED:
-                rounded = quantize(h, inverse)
-                h = tl.where(rounds, number(rounded) * scale, h)
+            rounded = round_to_codes(h) if CODED else h.to(kept.dtype)
+            exact = number(rounded) if CODED else rounded.to(tl.float32)
+            if KEPT_STARTS:
+                h = exact
+                kept = rounded
             else:
-                rounded = h.to(kept.dtype)
-                h = tl.where(rounds, rounded.to(tl.float32), h)
-            kept = tl.where(rounds, rounded, kept)
+                rounds = end % period == 0
+                h = tl.where(rounds, exact, h)
+                kept = tl.where(rounds, rounded, kept)
         else:
             kept = h
+    if KEPT_STARTS:
+        if updates < chunks:
+            of_head = (row * chunks + updates) * heads + head
+            tl.store(starts + of_head * cells + place, kept, mask=tile)
     tl.store(after + home, kept, mask=tile)
 
 
 @triton.jit
 def _outputs(
-    x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, size,
+    x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
     state_scale, state_row, state_size, starts, y, shift,
     length, period, chunks, heads, x_row, x_token, B_row, B_token, y_row, y_token,
-    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
+    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr, HEADS: tl.constexpr,
     X_STEP: tl.constexpr, GROUP_STEP: tl.constexpr, STATE_STEP: tl.constexpr, CODED: tl.constexpr,
-    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     P_TILES: tl.constexpr = (HEADDIM + P_TILE - 1) // P_TILE
-    head = tl.program_id(0) // P_TILES
+    first = tl.program_id(0) // P_TILES * HEADS
     chunk = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    group = head // HEADS_A_GROUP
+    group = first // HEADS_A_GROUP
     p = tl.program_id(0) % P_TILES * P_TILE + tl.arange(0, P_TILE)
     n = tl.arange(0, N_TILE)
     t = tl.arange(0, TOKENS)
     in_p, in_n = p < HEADDIM, n < D_STATE
-    x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
     start, end = _span(chunk, length, period, TOKENS)
     token = start + t
     there = token < end
     shared = token[:, None] * B_token + group * D_STATE + n[None, :]
     valid = there[:, None] & in_n[None, :]
-    of_head = (row * chunks + chunk) * heads + head
-    source = starts + of_head * (HEADDIM * D_STATE)
+    C_factor = tl.load(C_scale + group * GROUP_STEP)
     if CODED:
-        # At most 1: the table was divided by a power of two above every state.
+        # At most 1 after it: a power of two above every state.
         bound = tl.load(state_size)
         inverse_bound = ((254 << 23) - bound.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-        which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
-        scale = tl.load(
-            state_scale + which[None, :] * D_STATE + n[:, None], mask=in_n[:, None] & in_p[None, :], other=0.0
-        )
     wait_for_previous(PDL)
     let_next_start(PDL)
     b = tl.load(B + row * B_row + shared, mask=valid, other=0)
     c = tl.load(C + row * B_row + shared, mask=valid, other=0)
-    inputs = tl.load(
-        x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
-        mask=there[:, None] & in_p[None, :], other=0,
-    )  # fmt: skip
-    before = tl.load(
-        source + p[None, :] * D_STATE + n[:, None], mask=in_n[:, None] & in_p[None, :], other=0
-    )  # [N, P]
-    high_log = tl.load(coarse + of_head * TOKENS + t)
-    low_log = tl.load(fine + of_head * TOKENS + t)
-    part = tl.load(share + of_head * TOKENS + t) * shift
-    between = (high_log[:, None] - high_log[None, :]) + (low_log[:, None] - low_log[None, :])
-    factor = tl.exp2(tl.where(t[:, None] >= t[None, :], between, -1e30)) * part[None, :]
+    asked = half(c)
+    # C B^T is every head's; sums of codes are exact integers, and ``shift`` brings them below 2**15.
     if STATE_STEP == 0:
-        C_factor = tl.load(C_scale + group * GROUP_STEP)
         pair_size = tl.load(B_scale + group * GROUP_STEP) * C_factor
-        scores = tl.dot(c, tl.trans(b)).to(tl.float32) * factor
+        scores = tl.dot(c, tl.trans(b)).to(tl.float32) * shift
     else:
-        C_factor = 1.0
         columns = tl.load(C_scale + group * GROUP_STEP + n, mask=in_n, other=0.0)
         pair = tl.load(B_scale + group * GROUP_STEP + n, mask=in_n, other=0.0) * columns
         pair_size, inverse_pair = power_of_two_above(tl.max(pair))
         high, low = split(number(c) * (pair * inverse_pair)[None, :])
         operand = tl.trans(half(b))
-        scores = tl.dot(low, operand, tl.dot(high, operand)) * factor
-    operand = half(inputs)
-    high, low = split(scores)
-    within = tl.dot(low, operand, tl.dot(high, operand)) * (tl.load(size + of_head) / shift * pair_size)
+        scores = tl.dot(low, operand, tl.dot(high, operand)) * shift
+    for head in tl.range(first, first + HEADS, num_stages=STAGES):
+        of_head = (row * chunks + chunk) * heads + head
+        x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
+        inputs = tl.load(
+            x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
+            mask=there[:, None] & in_p[None, :], other=0,
+        )  # fmt: skip
+        before = tl.load(
+            starts + of_head * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :],
+            mask=in_p[:, None] & in_n[None, :], other=0,
+        )  # fmt: skip
+        high_log = tl.load(coarse + of_head * TOKENS + t)
+        part = tl.load(share + of_head * TOKENS + t)
+        between = tl.exp2(high_log[:, None] - high_log[None, :]) * part[None, :]
+        mixed = tl.where(t[:, None] >= t[None, :], scores * between, 0.0)
+        operand = half(inputs)
+        high, low = split(mixed)
+        within = tl.dot(low, operand, tl.dot(high, operand))
 
-    asked = half(c)
-    if CODED and STATE_STEP == 0:
-        largest = bound * C_factor
-        high, low = split(number(before) * (scale * inverse_bound))
-    else:
-        h = before.to(tl.float32)
+        h = number(before) if CODED else before.to(tl.float32)
         if CODED:
-            h = h * scale
+            which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
+            h = h * tl.load(
+                state_scale + which[:, None] * D_STATE + n[None, :],
+                mask=in_p[:, None] & in_n[None, :],
+                other=0.0,
+            )
         if STATE_STEP != 0:
-            h = h * columns[:, None]
-        largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
-        high, low = split(h * inverse_largest)
-        largest = largest * C_factor
-    carried = tl.dot(asked, low, tl.dot(asked, high)) * (tl.exp2(high_log + low_log) * largest)[:, None]
-    skip = tl.load(D + head)
-    result = (within + skip * number(inputs)) * x_factor[None, :] + carried
-    target = y + row * y_row + token[:, None] * y_token + head * HEADDIM + p[None, :]
-    tl.store(target, result, mask=there[:, None] & in_p[None, :])
+            h = h * columns[None, :]
+        if CODED and STATE_STEP == 0:
+            largest, inverse_largest = bound * C_factor, inverse_bound
+        else:
+            largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
+            if STATE_STEP == 0:
+                largest = largest * C_factor
+        high, low = split(tl.trans(h * inverse_largest))
+        carried = tl.dot(asked, low, tl.dot(asked, high))
+        unit = tl.load(fine + of_head * TOKENS + t) * (tl.load(size + of_head) / shift * pair_size)
+        decayed = tl.load(carry + of_head * TOKENS + t) * largest
+        skip = tl.load(D + head)
+        result = (within * unit[:, None] + skip * number(inputs)) * x_factor[None, :] + carried * decayed[
+            :, None
+        ]
+        target = y + row * y_row + token[:, None] * y_token + head * HEADDIM + p[None, :]
+        tl.store(target, result, mask=there[:, None] & in_p[None, :])
 
 
 def size_of_states(state_scale: Tensor) -> Tensor:
@@ -341,30 +355,31 @@ def scan_codes(
     x_step, dt_step = int(x_scale.numel() > 1), int(dt_scale.numel() > 1)
     group_step = (d_state if scale_a_channel else 1) if B_scale.numel() > 1 else 0
     state_step = int(scale_a_channel and B_scale.numel() > 1)
-    coarse, fine, share, weight = torch.empty(
-        (4, batch, chunks, heads, tokens), dtype=torch.float32, device=x.device
+    coarse, fine, share, weight, carry = torch.empty(
+        (5, batch, chunks, heads, tokens), dtype=torch.float32, device=x.device
     )
     total, size = torch.empty((2, batch, chunks, heads), dtype=torch.float32, device=x.device)
     options = launch_options(x)
     _decays[batch * chunks, triton.cdiv(heads, _HEADS)](
-        dt, dt_scale, dt_bias, A, coarse, fine, share, weight, total, size, dt_min, dt_max,
+        dt, dt_scale, dt_bias, A, coarse, fine, share, weight, carry, total, size, dt_min, dt_max,
         length, period, chunks, heads, dt.stride(0), dt.stride(1), dt_step, tokens, _HEADS, num_warps=4, **options,
     )  # fmt: skip
     _states[batch * heads, triton.cdiv(headdim, p_tile), triton.cdiv(d_state, n_part)](
         x, x_scale, B, B_scale, weight, total, size, state, state_scale, state_row, slots, starts, after,
         length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1),
         headdim, d_state, heads // groups, x_step, group_step, state_step,
-        bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_tile, n_part,
-        num_warps=4, num_stages=2, **options,
+        bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_tile, n_part, 3,
+        num_warps=4, **options,
     )  # fmt: skip
     # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
     shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))
-    _outputs[heads * triton.cdiv(headdim, p_tile), chunks, batch](
-        x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, size,
+    together = gcd(heads // groups, _HEADS)
+    _outputs[heads // together * triton.cdiv(headdim, p_tile), chunks, batch](
+        x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
         state_scale, state_row, state_size, starts, y, shift,
         length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1), y.stride(0), y.stride(1),
-        headdim, d_state, heads // groups, x_step, group_step, state_step, state_scale is not None and kept_starts,
-        tokens, p_tile, n_tile, num_warps=4, **options,
+        headdim, d_state, heads // groups, together, x_step, group_step, state_step,
+        state_scale is not None and kept_starts, tokens, p_tile, n_tile, 2, num_warps=8, **options,
     )  # fmt: skip
 
 

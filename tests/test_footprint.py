@@ -9,8 +9,8 @@ from tests.tiny_models import float_model, quantised
 
 import ssmquant
 from ssmquant.files import read_tensors
+from ssmquant.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
 from ssmquant.modules.weights import Linear
-from ssmquant.report.footprint import bits_activation, bits_weight, bytes_at_rest, float_share, state_bytes
 
 MODEL = "mamba2-two-groups"
 LAYERS, HEADS, HEADDIM, STATE = 3, 12, 8, 16
