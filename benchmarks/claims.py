@@ -3,7 +3,7 @@
     python benchmarks/claims.py            # write
     python benchmarks/claims.py --check    # exit with 1 if it would change
 
-A claim reads the files that exist and says so where one does not: `recipes-MODEL.json` (recipe_table.py),
+A claim reads the files that exist and says so where one does not: `recipes-MODEL.json`,
 `compare-MODEL.json` (ssmquant compare), `outliers-MODEL.json` (outliers.py), `cpu-*.json` and `gpu-*.json` (speed).
 """
 

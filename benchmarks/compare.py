@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py MODEL --text DIR --jobs 2     # DIR: {en,zh,code}.jsonl and lambada_test.jsonl
 
-Writes benchmarks/results/compare-NAME.json; `render.py` makes tables of it, `claims.py` verdicts. The report folder
-with the page, and the rows that a broken run goes on from, is build/compare-NAME.
+Writes benchmarks/results/compare-NAME.json and .md; `render.py` makes tables of it, `claims.py` verdicts. The report
+folder with the page, and the rows that a broken run goes on from, is build/compare-NAME.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ DOMAINS = ("en.jsonl", "zh.jsonl", "code.jsonl")
 VARIANTS = (
     "ssmquant-w8a8+ssm_state=int8",
     "quamba2-w8a8+ssm_state=float16",
+    "quamba2-w8a8+scales=channel",
+    "w8a8-naive+ssm_state=float32",
     "quamba-w8a8+clip=100",
     "quamba-w8a8+clip=99.95",
     "quamba2-w4a8+quantizer=rtn",
@@ -86,6 +88,7 @@ def main(
     ]
     subprocess.run(command, check=True)
     shutil.copy(folder / "compare.json", RESULTS / f"compare-{name}.json")
+    shutil.copy(folder / "report.md", RESULTS / f"compare-{name}.md")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+
+from ssmquant.eval.statistics import ratio_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# (recipe, other, most that its KL may be, times the other's). Without its outlier columns LLM.int8() is w8a8-dynamic.
+GOALS = (
+    ("ssmquant-w8a8", "llm-int8", 1.2),
+    ("ssmquant-w8a8+ssm_state=int8", "llm-int8", 1.6),
+    ("ssmquant-w8a8", "w8a8-dynamic", 1.2),
+    ("ssmquant-w8a8+ssm_state=int8", "w8a8-dynamic", 1.6),
+    ("ssmquant-w4a8", "atom-w4a8", 1.0),
+    ("ssmquant-w4a8+group_size=16", "atom-w4a8", 1.0),
+    ("ssmquant-w4ax", "atom-w4a8", 1.0),
+    ("ssmquant-w4a8", "quamba2-w4a8+quantizer=rtn", 0.5),
+    ("ssmquant-w4a8", "quamba-w4a8+quantizer=rtn", 0.5),
+    ("ssmquant-w4a16", "awq", 1.0),
+    ("ssmquant-w4a16", "squeezellm+sparse=0", 1.0),
+    ("ssmquant-w4a16", "squeezellm", 1.1),
+)
+# (recipe of mixed widths, all int4, all int8): how much of the KL between the two it takes away.
+RECOVERIES = (("w4ax", "quamba2-w4a8", "quamba2-w8a8"), ("quamba-w4ax", "quamba-w4a8", "quamba-w8a8"))
 BEGIN, END = "<!-- results: begin, written by benchmarks/render.py -->", "<!-- results: end -->"
 
 
@@ -29,48 +50,70 @@ def machine(environment: dict[str, Any]) -> str:
 
 
 def how(result: dict[str, Any]) -> str:
-    """Return how a result was measured."""
-    domains = result["models"][0]["domains"]
-    tokens = ", ".join(f"{name} {entry['tokens']:,}" for name, entry in domains.items())
+    """Return how the costs of sites were measured."""
     return (
-        f"`{result['command']}`, {result['calibration']}; tokens evaluated: {tokens}. "
+        f"`{result['command']}`, {result['calibration']}; {evaluated(result['models'][0]['domains'])} "
         f"{machine(result['environment'])}."
     )
 
 
-def scores(result: dict[str, Any]) -> list[str]:
-    """Return the table of KL and perplexity with intervals."""
-    domains = list(result["models"][0]["domains"])
+def evaluated(domains: dict[str, Any]) -> str:
+    """Return how many tokens were evaluated."""
+    tokens = ", ".join(f"{name} {entry['tokens']:,}" for name, entry in domains.items())
+    return f"tokens evaluated: {tokens}."
+
+
+def compared(result: dict[str, Any]) -> list[str]:
+    """Return the table of recipes, the closest to the float model first."""
+    domains = list(result["rows"][0]["domains"])
     lines = [
-        "| recipe | weights MB | state KB a sequence | "
+        "| recipe | group | weight bits | act. bits | MB | state KB | float, % | KL, mean | "
         + " | ".join(f"KL {d} | ppl {d}, %" for d in domains)
-        + " |",
-        "|---|---|---|" + "---|" * (2 * len(domains)),
+        + " | peak MB | prefill × | decode × |",
+        "|---|---|---|---|---|---|---|---|" + "---|" * (2 * len(domains) + 3),
     ]
-    for model in result["models"]:
-        facts = result["facts"][model["model"]]
-        cells = [f"{facts['weight_bytes'] / 1e6:.1f}", f"{facts['state_bytes'] / 1e3:.0f}"]
-        for entry in model["domains"].values():
+    for row in sorted(result["rows"], key=lambda row: row["kl"]):
+        cells = [
+            f"`{row['recipe']}`",
+            row["letters"],
+            f"{row['bits_weight']:.2f}",
+            str(row["bits_activation"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['state_bytes'] / 1e3:.0f}",
+            f"{100 * row['float_share']:.0f}",
+            f"{row['kl']:.5f} [{row['kl_ci'][0]:.5f}, {row['kl_ci'][1]:.5f}]",
+        ]
+        for entry in row["domains"].values():
             low, high = (percent(bound) for bound in entry["ppl_ratio_ci"])
-            cells.append(f"{entry['kl']:.4f} [{entry['kl_ci'][0]:.4f}, {entry['kl_ci'][1]:.4f}]")
-            cells.append(f"{percent(entry['ppl_ratio'])} [{low}, {high}]")
-        lines.append(f"| `{model['model']}` | " + " | ".join(cells) + " |")
+            cells += [f"{entry['kl']:.5f}", f"{percent(entry['ppl_ratio'])} [{low}, {high}]"]
+        mark = "*" if row["by_stages"] else ""
+        cells += [
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['prefill_rel']:.2f}{mark}",
+            f"{row['decode_rel']:.2f}{mark}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def pairs(result: dict[str, Any]) -> list[str]:
-    """Return the table of paired differences of KL."""
-    lines = [
-        "| first | second | domain | KL first - second | 95 % interval | p |",
-        "|---|---|---|---|---|---|",
-    ]
-    for pair in result["paired"]:
-        low, high = pair["ci"]
-        difference = f"{pair['kl_diff']:+.5f}" if low > 0 or high < 0 else "no difference shown"
-        lines.append(
-            f"| `{pair['a']}` | `{pair['b']}` | {pair['domain']} | {difference} | [{low:+.5f}, {high:+.5f}] | "
-            f"{pair['p']:.2g} |"
-        )
+def goals(result: dict[str, Any]) -> list[str]:
+    """Return the table of what our recipes are held to, as ratios of KL over the same documents."""
+    documents = {row["recipe"]: np.array(row["kl_documents"]) for row in result["rows"]}
+    lines = ["| recipe | beside | KL, times that of the other | goal | |", "|---|---|---|---|---|"]
+    for recipe, other, goal in GOALS:
+        if recipe in documents and other in documents:
+            ratio = ratio_interval(documents[recipe], documents[other])
+            lines.append(
+                f"| `{recipe}` | `{other}` | {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | ≤ {goal} | "
+                f"{'reached' if ratio.value <= goal else 'missed'} |"
+            )
+    for mixed, four, eight in RECOVERIES:
+        if {mixed, four, eight} <= documents.keys():
+            share = ratio_interval(documents[four] - documents[mixed], documents[four] - documents[eight])
+            lines.append(
+                f"| `{mixed}` | between `{four}` and `{eight}` | {share.value:.0%} of the way "
+                f"[{share.low:.0%}, {share.high:.0%}] | ≥ 50% | {'reached' if share.value >= 0.5 else 'missed'} |"
+            )
     return lines
 
 
@@ -122,16 +165,24 @@ def document(results: dict[str, dict[str, Any]]) -> str:
         "permutation test over documents, not corrected for the number of comparisons.",
     ]
     for name, result in sorted(results.items()):
-        if name.startswith("recipes-"):
-            model = name.removeprefix("recipes-")
-            lines += ["", f"## Recipes on {model}", "", how(result), "", *scores(result)]
+        if name.startswith("compare-"):
+            model, calibration = name.removeprefix("compare-"), result["calibration"]
             lines += [
                 "",
-                "<details><summary>Paired differences</summary>",
+                f"## Recipes on {model}",
                 "",
-                *pairs(result),
+                f"`python benchmarks/compare.py {model}`, {calibration['samples']} calibration sequences of "
+                f"{calibration['seqlen']} tokens of the text within the package; "
+                f"{evaluated(result['rows'][0]['domains'])} Recipes that share a letter cannot be told apart. Float: "
+                "share of the linear layers' multiplications done on floats. × is time over float32's, in the engine "
+                f"that runs the recipe here; *: none does, stage by stage. {machine(result['environment'])}. All tests: "
+                f"[{name}.md](../benchmarks/results/{name}.md).",
                 "",
-                "</details>",
+                *compared(result),
+                "",
+                "What our recipes are held to, paired over documents:",
+                "",
+                *goals(result),
             ]
     for name, result in sorted(results.items()):
         if name.startswith("sites-"):
@@ -152,18 +203,28 @@ def document(results: dict[str, dict[str, Any]]) -> str:
 
 
 def summary(results: dict[str, dict[str, Any]]) -> str:
-    """Return the results in README.md: recipes by model, KL and perplexity averaged over the domains."""
-    lines = ["| model | recipe | weights MB | KL, mean of domains | perplexity, % |", "|---|---|---|---|---|"]
-    for name, result in sorted(results.items()):
-        if not name.startswith("recipes-"):
-            continue
-        for model in result["models"]:
-            entries = list(model["domains"].values())
-            kl = sum(entry["kl"] for entry in entries) / len(entries)
-            ratio = sum(entry["ppl_ratio"] for entry in entries) / len(entries)
-            megabytes = result["facts"][model["model"]]["weight_bytes"] / 1e6
-            cells = [name.removeprefix("recipes-"), f"`{model['model']}`", f"{megabytes:.1f}", f"{kl:.4f}"]
-            lines.append(f"| {' | '.join([*cells, percent(ratio)])} |")
+    """Return the results in README.md: KL, mean of the domains, and bytes of each recipe without options."""
+    models = {
+        name.removeprefix("compare-"): r["rows"] for name, r in results.items() if name.startswith("compare-")
+    }
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for model, rows in sorted(models.items(), reverse=True):
+        for row in rows:
+            if "+" not in row["recipe"]:
+                found.setdefault(row["recipe"], {})[model] = row
+    titles = [
+        f"{column} {model}" for model in sorted(models, reverse=True) for column in ("MB", "KL", "ppl, %")
+    ]
+    lines = [f"| recipe | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    for recipe, by_model in sorted(
+        found.items(), key=lambda item: min(row["kl"] for row in item[1].values())
+    ):
+        cells = [f"`{recipe}`"]
+        for model in sorted(models, reverse=True):
+            row = by_model.get(model)
+            ratio = mean(entry["ppl_ratio"] for entry in row["domains"].values()) if row else 0
+            cells += [f"{row['bytes'] / 1e6:.1f}", f"{row['kl']:.4f}", percent(ratio)] if row else ["–"] * 3
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

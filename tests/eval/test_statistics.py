@@ -15,6 +15,7 @@ from ssmquant.eval.statistics import (
     mean_interval,
     paired_test,
     proportion_interval,
+    ratio_interval,
     verdict,
 )
 
@@ -49,6 +50,19 @@ def test_interval_of_a_ratio_is_the_exponential_of_that_of_the_mean() -> None:
     found = mean_interval(differences, resamples=2000, seed=7).exp()
     # Quantiles fall between two draws and are interpolated before or after the exponential.
     assert found == pytest.approx((math.exp(differences.mean()), low, high), rel=1e-5)
+
+
+def test_interval_of_a_ratio_is_of_the_pairs() -> None:
+    """Documents differ a thousand times more than the models; the same ones are drawn for both."""
+    base = np.random.default_rng(0).lognormal(0.0, 1.5, 60)
+    found = ratio_interval(base * (0.5 + 0.001 * normal(60, seed=1)), base)
+    assert found.value == pytest.approx(0.5, abs=1e-3)
+    assert 0 < found.high - found.low < 2e-3
+    apart = ratio_interval(np.random.default_rng(1).lognormal(0.0, 1.5, 60), base)
+    assert apart.high > 1.2 * apart.value
+    with pytest.raises(ValueError, match="same documents"):
+        ratio_interval(base, base[1:])
+    assert ratio_interval(base[:1], base[:1]) == (1.0, -math.inf, math.inf)
 
 
 def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "mean_interval",
     "paired_test",
     "proportion_interval",
+    "ratio_interval",
     "verdict",
 ]
 
@@ -102,14 +103,34 @@ def mean_interval(
     mean = float(values.mean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _DRAWS // n)
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        means[start:stop] = values[generator.integers(0, n, (stop - start, n))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, float(low), float(high))
+    return _percentiles(mean, _resampled(values, resamples, seed), confidence)
+
+
+def ratio_interval(
+    a: Array, b: Array, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Bootstrap the ratio of two means over the same documents: percentile interval.
+
+    Each sample of documents is drawn for both, so what makes a document hard for both cancels.
+
+    Args:
+        a: one number a document, [n].
+        b: the same documents, [n]; of a sign, so that no sample's mean is near 0.
+        confidence: coverage of the interval, 0 … 1.
+        resamples: bootstrap samples.
+        seed: of the generator.
+
+    Returns:
+        mean(a) / mean(b) and its interval; (-inf, inf) for a single document.
+
+    Raises:
+        ValueError: the documents are not the same number.
+    """
+    _require_same(a, b)
+    ratio = float(a.mean() / b.mean())
+    if len(a) == 1:
+        return Interval(ratio, -math.inf, math.inf)
+    return _percentiles(ratio, _resampled(a, resamples, seed) / _resampled(b, resamples, seed), confidence)
 
 
 def proportion_interval(hits: npt.NDArray[np.bool_], *, confidence: float = CONFIDENCE) -> Interval:
@@ -192,12 +213,32 @@ def verdict(test: PairedTest, a: str, b: str, *, lower: str = "lower") -> str:
     return f"{a if test.diff.value < 0 else b} {lower}"
 
 
+def _resampled(values: Array, resamples: int, seed: int) -> Array:
+    """Return the means of bootstrap samples, [resamples]; the documents drawn depend on n and the seed alone."""
+    n, generator = len(values), np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, _DRAWS // n)
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        means[start:stop] = values[generator.integers(0, n, (stop - start, n))].mean(axis=1)
+    return means
+
+
+def _percentiles(value: float, resampled: Array, confidence: float) -> Interval:
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))
+
+
 def _difference(a: Array, b: Array) -> Array:
+    _require_same(a, b)
+    return a - b
+
+
+def _require_same(a: Array, b: Array) -> None:
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(
             f"a paired test needs the same documents twice, found shapes {a.shape} and {b.shape}"
         )
-    return a - b
 
 
 def _mean(values: Array, axis: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -72,6 +73,7 @@ class Cluster:
 
 def _run(task: Task[Any, Any], item: Any) -> Any:
     torch.set_num_threads(Cluster.threads)
+    os.environ["SSMQUANT_THREADS"] = str(Cluster.threads)
     return task(item, None)
 
 

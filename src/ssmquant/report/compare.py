@@ -1,8 +1,7 @@
 """`compare`: several recipes on one model and one text: each is a task that quantises, measures, and lets go.
 
-A task holds the float model and one quantised model. The price is that the float model reads the text once for each
-recipe: its logits of a whole text are larger than the models. Tasks know nothing of each other but the cache of
-statistics, so any executor can run them.
+A task holds the float model and one quantised model. Tasks know nothing of each other but two caches, of statistics
+and of the float model's logits, so any executor can run them.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from ssmquant.report.comparison import Comparison
 from ssmquant.report.executors import Executor, Serial
 from ssmquant.report.memory import peak_bytes
 from ssmquant.report.outliers import outlier_shares
+from ssmquant.report.remembered import Remembered, remembered_logits
 from ssmquant.report.row import Row
 from ssmquant.report.sharing import SharedStatistics
 from ssmquant.report.store import RowStore
@@ -120,12 +120,13 @@ def compare(
     }
     found = {recipe: store.get(identities[recipe]) for recipe in recipes} if store else {}
     rows = {recipe: row for recipe, row in found.items() if row is not None}
-    task = _Measurement(model, dict(domains), calibration, workload, executor, here["date"])
     missing = [recipe for recipe in recipes if recipe not in rows]
-    for recipe, row in executor.map(task, missing, progress):
-        rows[recipe] = row
-        if store is not None:
-            store.put(identities[recipe], row)
+    with remembered_logits(model, domains) as reference:
+        task = _Measurement(reference, dict(domains), calibration, workload, executor, here["date"])
+        for recipe, row in executor.map(task, missing, progress):
+            rows[recipe] = row
+            if store is not None:
+                store.put(identities[recipe], row)
     return Comparison(model.name, here, calibrated, workload, tuple(rows[recipe] for recipe in recipes))
 
 
@@ -133,7 +134,7 @@ def compare(
 class _Measurement:
     """The task of measuring a recipe; for its attributes see `compare`."""
 
-    model: Model
+    reference: Remembered
     domains: Mapping[str, Tensor]
     calibration: Calibration
     workload: Workload
@@ -145,7 +146,7 @@ class _Measurement:
         statistics = SharedStatistics(self.executor, cache_folder())
         start = perf_counter()
         quantised = quantize(
-            self.model,
+            self.reference.model,
             recipe,
             calibration=self.calibration.text,
             samples=self.calibration.samples,
@@ -156,10 +157,10 @@ class _Measurement:
         )
         seconds = perf_counter() - start + statistics.excess
         quantised.name = recipe
-        evaluation = evaluate(self.model, [quantised], self.domains, progress=progress)
+        evaluation = evaluate(self.reference, [quantised], self.domains, progress=progress)
         threads = self.executor.threads
-        engine = quantised.engine(threads=threads)
-        prefill, decode = relative_times(engine, self.model.engine(threads=threads), self.workload)
+        engine, float_engine = (m.engine(threads=threads) for m in (quantised, self.reference.model))
+        prefill, decode = relative_times(engine, float_engine, self.workload)
         planned = quantised.plan
         assert planned is not None
         return Row(

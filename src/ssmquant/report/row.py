@@ -78,6 +78,7 @@ class Row:
             "calibration_s": self.calibration_s,
             "kl": self.kl.value,
             "kl_ci": self.kl.bounds(),
+            "kl_documents": self.kl_documents.tolist(),
             "measured": self.measured,
             "domains": self.scores.to_json(),
         }

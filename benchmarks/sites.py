@@ -1,14 +1,12 @@
-"""Quality of recipes on one model: quantise with each, compare all with the float model on the same text.
+"""Which site of a recipe costs how much: the recipe with each kind of site left in float, one at a time.
 
-    python benchmarks/recipe_table.py MODEL --recipes fp16,quamba2-w8a8 --data en.jsonl,zh.jsonl -o results/NAME
-    python benchmarks/recipe_table.py MODEL --leave-out quamba2-w8a8     # each site in float, one at a time
+    python benchmarks/sites.py MODEL quamba2-w8a8 --data en.jsonl,zh.jsonl
 
-Writes NAME.json: the keys of `ssmquant eval --json`, and the bytes of each recipe; `render.py` makes tables of it.
+Writes benchmarks/results/sites-NAME.json with the keys of `ssmquant eval --json`; `render.py` makes a table of it.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +19,8 @@ from ssmquant.data import evaluation_documents, windows
 from ssmquant.eval.environment import environment
 from ssmquant.eval.evaluate import evaluate
 from ssmquant.model import Model
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def left_out(model: Model, recipe: str) -> list[str]:
@@ -36,10 +36,7 @@ def left_out(model: Model, recipe: str) -> list[str]:
 
 def main(
     model: Annotated[str, typer.Argument(help="Float model: folder or Hub id.")],
-    recipes: Annotated[str, typer.Option(help="Recipe references, comma separated.")] = "",
-    leave_out: Annotated[
-        str, typer.Option(help="A recipe; each of its sites is left in float in turn.")
-    ] = "",
+    recipe: Annotated[str, typer.Argument(help="Each of its sites is left in float in turn.")],
     calib: Annotated[str, typer.Option(help="Calibration text.")] = "builtin",
     data: Annotated[str, typer.Option(help="Evaluation text.")] = "builtin",
     samples: int = 16,
@@ -49,31 +46,19 @@ def main(
     device: Annotated[
         str, typer.Option(help="Where models are evaluated; they are quantised on the CPU.")
     ] = "cpu",
-    output: Annotated[Path, typer.Option("-o", help="Result file without ending.")] = Path("recipe-table"),
 ) -> None:
-    """Measure recipes on a model."""
+    """Measure what each site of a recipe costs."""
     console = Console(stderr=True)
     float_model = ssmquant.load(model)
     float_model.name = Path(model).name
-    references = [r for r in recipes.split(",") if r] + (
-        left_out(float_model, leave_out) if leave_out else []
-    )
-    candidates, facts = [], {}
-    for reference in references:
-        start = time.perf_counter()
+    candidates = []
+    for reference in left_out(float_model, recipe):
         quantised = ssmquant.quantize(
             float_model, reference, calibration=calib, samples=calib_samples, seqlen=calib_seqlen
         )
         quantised.name = reference
-        assert quantised.plan is not None
-        _, state = quantised.engine().prefill([[0] * 17])
-        facts[reference] = {
-            "weight_bytes": quantised.plan.weight_bytes(),
-            "state_bytes": state.nbytes,
-            "quantize_s": round(time.perf_counter() - start, 1),
-        }
         candidates.append(quantised.to(device))
-        console.print(f"{reference}: {facts[reference]}")
+        console.print(reference)
     domains = {
         documents.name: windows(
             documents.texts, float_model.tokenizer, seqlen=seqlen, samples=samples, source=documents.name
@@ -87,11 +72,10 @@ def main(
         progress=lambda what, done, total: console.print(f"{what} {done}/{total}"),
     )
     result = evaluation.to_json(environment()) | {
-        "command": f"python benchmarks/recipe_table.py {Path(model).name}",
+        "command": f"python benchmarks/sites.py {float_model.name} {recipe}",
         "calibration": f"{calib_samples} calibration sequences of {calib_seqlen} tokens",
-        "facts": facts,
     }
-    write_json(output.with_suffix(".json"), result)
+    write_json(RESULTS / f"sites-{float_model.name}.json", result)
     console.print(evaluation.table())
 
 
