@@ -3,8 +3,8 @@
     python benchmarks/claims.py            # write
     python benchmarks/claims.py --check    # exit with 1 if it would change
 
-A claim reads the files that exist and says so where one does not: `recipes-MODEL.json`,
-`compare-MODEL.json` (ssmquant compare), `outliers-MODEL.json` (outliers.py), `cpu-*.json` and `gpu-*.json` (speed).
+A claim reads the files that exist and says so where one does not: `compare-MODEL.json` (compare.py),
+`outliers-MODEL.json` (outliers.py), `cpu-*.json` and `gpu-*.json` (speed).
 """
 
 from __future__ import annotations
@@ -110,20 +110,15 @@ class Scored:
 
 
 def scored(files: Files) -> dict[str, dict[str, Scored]]:
-    """Return the measured recipes, by model and reference; a comparison counts before an older table."""
-    found: dict[str, dict[str, Scored]] = {}
-    for name, content in files.items():
-        kind, _, model = name.partition("-")
-        place = machine(content["environment"]) if "environment" in content else ""
-        if kind == "recipes":
-            for entry in content["models"]:
-                row = Scored(model, place, entry["domains"], content["facts"][entry["model"]]["weight_bytes"])
-                found.setdefault(model, {}).setdefault(entry["model"], row)
-        elif kind == "compare":
-            for entry in content["rows"]:
-                row = Scored(model, place, entry["domains"], entry["bytes"])
-                found.setdefault(model, {})[entry["recipe"]] = row
-    return found
+    """Return the measured recipes, by model and reference."""
+    return {
+        (model := name.removeprefix("compare-")): {
+            row["recipe"]: Scored(model, machine(content["environment"]), row["domains"], row["bytes"])
+            for row in content["rows"]
+        }
+        for name, content in files.items()
+        if name.startswith("compare-")
+    }
 
 
 def latencies(files: Files) -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -274,7 +269,7 @@ CLAIMS = (
     Claim(
         "Piecewise scales for x (a head and channel group each) are nearer to float than one a tensor",
         better("quamba2-w8a8+ssm_state=float16", "quamba-w8a8", "both with a float16 state"),
-        "`recipe_table.py` with `quamba2-w8a8+ssm_state=float16,quamba-w8a8`",
+        "`compare.py` with `quamba2-w8a8+ssm_state=float16,quamba-w8a8`",
     ),
     Claim(
         "… at under 1 % of latency",
@@ -284,7 +279,7 @@ CLAIMS = (
     Claim(
         "A scale a channel would be a little nearer still",
         better("quamba2-w8a8+scales=channel", "quamba2-w8a8", "only x, x_in and z differ"),
-        "`recipe_table.py` with `quamba2-w8a8,quamba2-w8a8+scales=channel`",
+        "`compare.py` with `quamba2-w8a8,quamba2-w8a8+scales=channel`",
     ),
     Claim(
         "… at a higher cost",
@@ -307,7 +302,7 @@ CLAIMS = (
     Claim(
         "Quantised weights take a quarter of the memory (of float16; of float32 it would be said of int8)",
         memory,
-        "`recipe_table.py` with `fp16` and a quantised recipe",
+        "`compare.py` with `fp16` and a quantised recipe",
     ),
     Claim("Mamba's activations have milder outliers than a Transformer's", milder, "`outliers.py`"),
     Claim(
@@ -325,17 +320,17 @@ CLAIMS = (
     Claim(
         "Clipping x at the 0.9995 quantile hurts small models, against no clipping",
         better("quamba-w8a8+clip=100", "quamba-w8a8+clip=99.95", "lower without clipping"),
-        "`recipe_table.py` with `quamba-w8a8+clip=100,quamba-w8a8+clip=99.95`",
+        "`compare.py` with `quamba-w8a8+clip=100,quamba-w8a8+clip=99.95`",
     ),
     Claim(
         "Mixed-precision systems keep about 99 % of float's quality (here: of perplexity)",
         recovery(tuple(MIXED_LATENCY), 98.5, 101),
-        "`ssmquant compare` with these recipes",
+        "`compare.py` with these recipes",
     ),
     Claim(
         "Pure static int8 keeps 95-98 % of it",
         recovery(STATIC, 95, 98),
-        "`ssmquant compare` with these recipes",
+        "`compare.py` with these recipes",
     ),
     Claim(
         "Zero-shot accuracy of 130 M to 8 B models within 1-3 points of float16",

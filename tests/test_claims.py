@@ -35,16 +35,16 @@ def verdicts(text: str, files: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def recipes(**measured: tuple[float, float]) -> dict[str, Any]:
-    """Return a file of recipes: KL and perplexity ratio of each."""
-    models = [
+    """Return a comparison: KL and perplexity ratio of each recipe."""
+    rows = [
         {
-            "model": name.replace("_", "-"),
+            "recipe": name.replace("_", "-"),
+            "bytes": 100 if name == "fp16" else 40,
             "domains": {"en": {"kl": kl, "kl_ci": [kl * 0.9, kl * 1.1], "ppl_ratio": ratio}},
         }
         for name, (kl, ratio) in measured.items()
     ]
-    facts = {entry["model"]: {"weight_bytes": 100 if entry["model"] == "fp16" else 40} for entry in models}
-    return {"environment": HERE, "models": models, "facts": facts}
+    return {"environment": HERE, "rows": rows}
 
 
 def test_the_document_is_that_of_the_measured_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,30 +63,23 @@ def test_a_claim_that_nothing_measures_says_what_would() -> None:
     assert "would be measured by `outliers.py`" in text
 
 
-def test_quality_is_read_from_tables_and_comparisons() -> None:
-    table = recipes(fp16=(0.0, 1.0), quamba_w8a8=(0.01, 1.02), ssmquant_w8a8=(0.001, 1.1))
-    assert verdicts("Pure static int8", {"recipes-m": table}) == [
-        ("m", "does not hold: it is better"),
-        ("m", "does not hold"),
-    ]
-    domains = {"en": {"kl": 0.01, "kl_ci": [0.009, 0.011], "ppl_ratio": 1 / 0.96}}
-    rows = [{"recipe": "quamba-w8a8", "bytes": 25, "domains": domains}]
-    newer = {"environment": HERE, "rows": rows}
-    found = {"recipes-m": table, "compare-m": newer}
-    assert verdicts("Pure static int8", found)[0] == ("m", "holds")  # the comparison's, not the table's
-    assert verdicts("quarter of the memory", found) == [("m", "holds")]
-    assert verdicts("quarter of the memory", {"recipes-m": table}) == [("m", "does not hold")]
+def test_quality_is_read_from_comparisons() -> None:
+    found = {"compare-m": recipes(fp16=(0.0, 1.0), quamba_w8a8=(0.01, 1.02), ssmquant_w8a8=(0.001, 1.1))}
+    assert verdicts("Pure static int8", found) == [("m", "does not hold: it is better"), ("m", "does not hold")]
+    assert verdicts("quarter of the memory", found) == [("m", "does not hold")]
+    quarter = {"compare-m": recipes(fp16=(0.0, 1.0), quamba_w8a8=(0.01, 1 / 0.96))}
+    quarter["compare-m"]["rows"][1]["bytes"] = 25
+    assert verdicts("Pure static int8", quarter) == [("m", "holds")]
+    assert verdicts("quarter of the memory", quarter) == [("m", "holds")]
 
 
 @pytest.mark.parametrize(
     ("kl", "verdict"), [(0.005, "holds"), (0.0095, "does not hold"), (0.02, "does not hold")]
 )
 def test_nearer_means_apart_by_the_intervals(kl: float, verdict: str) -> None:
-    table = recipes(quamba_w8a8=(0.01, 1.0))
-    table["models"] += recipes(**{"quamba2_w8a8+ssm=": (kl, 1.0)})["models"]
-    table["models"][1]["model"] = "quamba2-w8a8+ssm_state=float16"
-    table["facts"][table["models"][1]["model"]] = {"weight_bytes": 1}
-    assert verdicts("Piecewise scales", {"recipes-m": table}) == [("m", verdict)]
+    table = recipes(quamba_w8a8=(0.01, 1.0), other=(kl, 1.0))
+    table["rows"][1]["recipe"] = "quamba2-w8a8+ssm_state=float16"
+    assert verdicts("Piecewise scales", {"compare-m": table}) == [("m", verdict)]
 
 
 @pytest.mark.parametrize(
