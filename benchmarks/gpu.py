@@ -12,25 +12,47 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpu_fp16
 import torch
 import triton
+from gpu_decomposed import Decomposed
 from gpu_models import SHAPES, make
 
 from ssmquant.ops import triton_numerics
 from ssmquant.runtime.cuda.engine import CudaEngine, CudaState
+from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
+from ssmquant.runtime.cuda.network import Network
+
+Row = dict[str, Any]
 
 STEPS = 64  # an interval of the recurrent state, so that one rounding of all states is among them
 DECODE = (1, 16, 64, 128)
 PROMPTS = ((1, 512), (1, 2048), (16, 512))
 BANDWIDTH = 4.3e12  # bytes a second: what a copy reaches on an H200; the floor of a step
+INT8, HALF = 1979e12, 989e12  # operations a second of the tensor cores, from the datasheet
+MODELS = (
+    ("mamba2-2.7b", 8, DECODE, PROMPTS),
+    ("mamba2-2.7b", 4, DECODE, PROMPTS),
+    ("mamba2-8b", 8, DECODE, PROMPTS),
+    ("mamba2-8b", 4, DECODE, PROMPTS),
+    ("mamba-2.8b", 8, (1, 64), ((1, 512), (1, 2048))),
+)
+_LINEAR = ("_rows", "_tiles", "_grouped")
+_BEGINS = (*_LINEAR, "_emit", "_emit_many")
+_STAGES = {
+    "_prepare": "conv, weights of tokens", "_step": "scan", "_convolve": "conv", "_decays": "decays",
+    "_states": "states", "_outputs": "outputs",
+}  # fmt: skip
 
 #: ms on an H200, CUDA graphs, same shapes: mamba_ssm's newest Triton kernels in float16, and the kernels of the papers'
 #: authors. Measured 2026-11-22 with torch 2.11, triton 3.6; not part of this run.
@@ -46,9 +68,6 @@ QUOTED = {
         "official-w4a8": {"decode": (3.17, 4.61, 11.53, 18.72), "prompt": (25.09, 89.52, 351.6)},
     },
 }
-#: Kernels of a layer in the order of their launches, for the table of shares.
-STEP_STAGES = ("norm", "in_proj", "conv, dt", "scan", "gated norm", "out_proj")
-PROMPT_STAGES = ("norm", "in_proj", "conv", "decays", "states", "outputs", "gated norm", "out_proj")
 
 
 def milliseconds(run: Callable[[], object], count: int) -> list[float]:
@@ -64,12 +83,17 @@ def milliseconds(run: Callable[[], object], count: int) -> list[float]:
     return times
 
 
-def decode(engine: CudaEngine, rows: int) -> dict[str, float]:
-    """Return TPOT of a batch at positions 512 to 575."""
-    state = CudaState(engine.pool, engine.pool.take(rows), [512] * rows)
+def fill(engine: CudaEngine, position: int) -> None:
+    """Let all slots hold something at a position."""
     for tensor in engine.pool.tensors.values():
         tensor.uniform_(0.001, 0.1) if tensor.is_floating_point() else tensor.random_(-127, 128)
-    engine.pool.positions.fill_(512)
+    engine.pool.positions.fill_(position)
+
+
+def decode(engine: CudaEngine, rows: int) -> dict[str, float]:
+    """Return TPOT of a batch at positions 512 to 575."""
+    state = CudaState(engine.pool, engine.pool.take(rows), [512] * rows, lambda path, state: None)
+    fill(engine, 512)
     tokens = torch.randint(0, engine.network.vocab, (rows,), device=engine.network.device)
     _, state = engine.step(tokens, state)  # compiles and captures
     bucket = engine._bucket(rows)
@@ -102,8 +126,8 @@ def prompt(engine: CudaEngine, batch: int, length: int) -> float:
     return result
 
 
-def shares(run: Callable[[], object], stages: tuple[str, ...]) -> dict[str, float]:
-    """Return microseconds a layer of each stage, launches apart from one another."""
+def kernels(run: Callable[[], object], layers: int) -> list[tuple[str, float]]:
+    """Return name and microseconds of a layer's kernels in order: medians over the layers, no two at once."""
     run()
     torch.cuda.synchronize()
     with torch.profiler.profile(
@@ -111,50 +135,88 @@ def shares(run: Callable[[], object], stages: tuple[str, ...]) -> dict[str, floa
     ) as profile:
         run()
         torch.cuda.synchronize()
-    ours = (
-        "_rows",
-        "_tiles",
-        "_grouped",
-        "_emit",
-        "_prepare",
-        "_step",
-        "_convolve",
-        "_decays",
-        "_states",
-        "_outputs",
-    )
-    events = [e for e in profile.events() if e.name in ours]
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda e: e.time_range.start)
-    times: dict[str, list[float]] = {stage: [] for stage in stages}
-    for index, event in enumerate(events[: len(events) // len(stages) * len(stages)]):
-        times[stages[index % len(stages)]].append(event.device_time)
-    return {stage: statistics.median(found) for stage, found in times.items() if found}
+    names = [e.name for e in events]
+    for period in range(2, len(names) // layers + 1):
+        for first in range(len(names) - period * layers + 1):
+            part = names[first : first + period]
+            # A layer begins with the product of in_proj, or with the norm before it.
+            if part[0] in _BEGINS and names[first : first + period * layers] == part * layers:
+                times = [e.device_time for e in events[first : first + period * layers]]
+                return [(name, statistics.median(times[i::period])) for i, name in enumerate(part)]
+    raise AssertionError(f"no period in {names[:40]}")
 
 
-def stage_table(engine: CudaEngine, rows: int) -> dict[str, Any]:
-    """Return microseconds and share of the roofline of each stage of a layer, of a step and of a prompt of 2048."""
+def stages(found: list[tuple[str, float]], engine: CudaEngine, rows: int, prompt: bool) -> list[Row]:
+    """Return what each kernel of a layer does, its time and the share of its floor in it.
+
+    The floor is the larger of the bytes that it must move over the bandwidth of a copy, and the operations of its
+    products over the tensor cores' int8 (linear layers) or 16-bit rate.
+    """
+    mixers = engine.mixers
+    assert isinstance(mixers, Mamba2Layers)
+    s, layer = mixers.sizes, mixers.layers[0]
+    d_model, inner, width = layer.norm.gain.numel(), s.d_inner, s.conv_dim
+    projected = inner + width + s.nheads
+    of_state, chunks = inner * s.d_state, rows / 64 if prompt else rows
+    in_bytes, out_bytes = (p.weight.nbytes + p.scale.nbytes for p in (layer.in_proj, layer.out_proj))
+    products = {
+        "in_proj": (in_bytes + rows * (d_model + projected), 2 * rows * d_model * projected / INT8),
+        "out_proj": (out_bytes + rows * (inner + 8 * d_model), 2 * rows * inner * d_model / INT8),
+    }
+    small = {
+        "norm": rows * 5 * d_model,
+        "gated norm, Hadamard, codes": rows * 6 * inner,
+        "conv, weights of tokens": rows * (2 * width + s.nheads),
+        "scan": rows * (of_state + 32 * inner + 5 * inner),  # half an interval of tokens waits
+        "conv": rows * 2 * width,
+        "decays": rows * s.nheads * 17,
+        "states": rows * (width - s.ngroups * s.d_state) + chunks * of_state,
+        "outputs": rows * (width + 4 * inner) + chunks * of_state,
+    }
+    scans = {"states": 2 * rows * of_state / HALF, "outputs": 2 * rows * (of_state + 64 * inner) / HALF}
+    floors = {name: max(count / BANDWIDTH, seconds) for name, (count, seconds) in products.items()}
+    floors |= {name: max(count / BANDWIDTH, scans.get(name, 0.0)) for name, count in small.items()}
+    table, seen = [], 0
+    for kernel, us in found:
+        if kernel in _LINEAR:
+            stage = "out_proj" if seen else "in_proj"
+            seen += 1
+        elif kernel.startswith("_emit"):
+            stage = "gated norm, Hadamard, codes" if seen else "norm"
+        else:
+            stage = _STAGES.get(kernel, kernel)
+        floor = floors.get(stage)
+        table.append({"stage": stage, "us": us, "roofline": floor and floor * 1e6 / us})
+    return table
+
+
+def stage_tables(name: str, bits: int) -> dict[str, list[Row]]:
+    """Return the stages of a step of 1, 16 and 64 rows and of a prompt of 2048 tokens, of a few layers."""
+    engine = CudaEngine(make(name, bits, layers=4))
     chained = triton_numerics.chains_launches
     triton_numerics.chains_launches = lambda device: False  # type: ignore[assignment]  # else they overlap
+    tables = {}
     try:
-        slots = engine.pool.take(rows)
+        for rows in (1, 16, 64):
+            slots = engine.pool.take(rows)
+            where = engine._upload(slots)
+            ids = torch.zeros(rows, dtype=torch.int64, device=engine.network.device)
+            advance = torch.zeros(rows, dtype=torch.int32, device=engine.network.device)
+            fill(engine, 512 + 32)
+            found = kernels(lambda w=where, i=ids, a=advance: engine.launches.step(i, w, a), 4)  # type: ignore[misc]
+            tables[f"step of {rows}"] = stages(found, engine, rows, False)
+            engine.pool.release(slots)
+        slots = engine.pool.take(1)
         where = engine._upload(slots)
-        ids = torch.zeros(rows, dtype=torch.int64, device=engine.network.device)
-        advance = torch.zeros(rows, dtype=torch.int32, device=engine.network.device)
-        stages = STEP_STAGES if rows > 4 else STEP_STAGES[1:]
-        times = shares(lambda: engine.launches.step(ids, where, advance), stages)
+        ids = torch.randint(0, engine.network.vocab, (1, 2048), device=engine.network.device)
+        found = kernels(lambda: engine.launches.read(ids, where), 4)
+        tables["prompt of 2048"] = stages(found, engine, 2048, True)
         engine.pool.release(slots)
-        layer, s = engine.mixers.layers[0], engine.mixers.sizes
-        moved = {
-            "in_proj": layer.in_proj.weight.nbytes + layer.in_proj.scale.nbytes,
-            "out_proj": layer.out_proj.weight.nbytes + layer.out_proj.scale.nbytes,
-            "scan": rows * s.d_inner * s.d_state,
-        }
-        return {
-            stage: {"us": us, "roofline": moved[stage] / BANDWIDTH / us * 1e6 if stage in moved else None}
-            for stage, us in times.items()
-        }
     finally:
         triton_numerics.chains_launches = chained
+    return tables
 
 
 def model(
@@ -162,54 +224,125 @@ def model(
 ) -> dict[str, Any]:
     """Return the row of a model."""
     torch.cuda.empty_cache()
-    network = make(name, bits)
-    engine = CudaEngine(network)
+    engine = CudaEngine(make(name, bits))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {"model": name, "weights": bits, "activations": 8, "decode": {}, "prompt": {}}
     for rows in batches:
-        row["decode"][rows] = decode(engine, rows)
+        row["decode"][str(rows)] = decode(engine, rows)
         if rows == 1:
             prompt(engine, 1, 512)
             row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     for batch, length in prompts:
         row["prompt"][f"{batch}x{length}"] = prompt(engine, batch, length)
-    if name == "mamba2-2.7b" and bits == 8:
-        row["stages"] = {rows: stage_table(engine, rows) for rows in (1, 64)}
     shape = SHAPES[name]
     weights = shape.layers * (shape.d_in_proj + shape.d_inner) * shape.d_model * bits / 8
     weights += shape.vocab * shape.d_model * (1 if shape.tied else bits / 8)
     state = shape.layers * shape.d_inner * shape.d_state * (1 if shape.kind == "mamba2" else 4)
-    row["floor_ms"] = {rows: (weights + rows * state) / BANDWIDTH * 1e3 for rows in batches}
+    row["floor_ms"] = {str(rows): (weights + rows * state) / BANDWIDTH * 1e3 for rows in batches}
     return row
 
 
-def one_scale_against_piecewise() -> dict[str, float]:
-    """Return TPOT at batch 64 and TTFT of 2048 tokens of the 2.7B model, piecewise over one scale a tensor."""
-    found = {}
-    for piecewise in (True, False):
-        torch.cuda.empty_cache()
-        engine = CudaEngine(make("mamba2-2.7b", 8, piecewise=piecewise))
-        found[piecewise] = (decode(engine, 64)["tpot_ms"], prompt(engine, 1, 2048))
-        del engine
-    (a, b), (c, d) = found[True], found[False]
-    return {"tpot_ratio": a / c, "ttft_ratio": b / d}
+def ratio(changed: Callable[[Network], Network], rows: int) -> Row:
+    """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model, and of it changed, in turns."""
+    times: dict[str, list[float]] = {"tpot": [], "ttft": [], "changed_tpot": [], "changed_ttft": []}
+    engines = [CudaEngine(make("mamba2-2.7b", 8)), CudaEngine(changed(make("mamba2-2.7b", 8)))]
+    for _ in range(3):
+        for prefix, engine in zip(("", "changed_"), engines, strict=True):
+            times[f"{prefix}tpot"].append(decode(engine, rows)["tpot_ms"])
+            times[f"{prefix}ttft"].append(prompt(engine, 1, 2048))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "rows": rows, **{f"{name}_ms": value for name, value in medians.items()},
+        "tpot_ratio": medians["changed_tpot"] / medians["tpot"],
+        "ttft_ratio": medians["changed_ttft"] / medians["ttft"],
+    }  # fmt: skip
 
 
-def baseline(decode_rows: tuple[int, ...], prompts: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Return the float16 baseline's TPOT and TTFT of the 2.7B model."""
-    shape = SHAPES["mamba2-2.7b"]
-    found: dict[str, Any] = {"decode": {}, "prompt": {}}
-    for rows in decode_rows:
+def one_scale(network: Network) -> Network:
+    """Return the 2.7B model with one scale a tensor."""
+    del network
+    return make("mamba2-2.7b", 8, piecewise=False)
+
+
+def decomposed(network: Network) -> Network:
+    """Return a model whose projections split outlier columns off and scale each token when they run."""
+    mixers = network.mixers
+    assert isinstance(mixers, Mamba2Layers)
+    layers = tuple(
+        replace(layer, in_proj=Decomposed(layer.in_proj), out_proj=Decomposed(layer.out_proj))  # type: ignore[arg-type]
+        for layer in mixers.layers
+    )
+    return replace(network, mixers=replace(mixers, layers=layers))
+
+
+class FromPeers(NamedTuple):
+    """A cell of the baseline: a model, and rows or a prompt."""
+
+    model: str
+    decode: tuple[int, ...]
+    prompts: tuple[tuple[int, int], ...]
+
+
+BASELINE = (
+    FromPeers("mamba2-2.7b", DECODE, PROMPTS),
+    FromPeers("mamba2-8b", (1, 64), PROMPTS[1:]),
+    FromPeers("mamba-2.8b", (1, 64), ()),
+)
+
+
+def baseline(cells: FromPeers) -> dict[str, Any]:
+    """Return the float16 baseline's TPOT and TTFT of a model."""
+    shape = SHAPES[cells.model]
+    found: dict[str, Any] = {"model": cells.model, "decode": {}, "prompt": {}}
+    for rows in cells.decode:
         torch.cuda.empty_cache()
         graph = gpu_fp16.step(shape, rows)
-        found["decode"][rows] = statistics.median(milliseconds(graph.replay, 30))
+        found["decode"][str(rows)] = statistics.median(milliseconds(graph.replay, 30))
         del graph
-    for batch, length in prompts:
+    for batch, length in cells.prompts:
         torch.cuda.empty_cache()
         graph = gpu_fp16.prompt(shape, batch, length)
         found["prompt"][f"{batch}x{length}"] = statistics.median(milliseconds(graph.replay, 10))
         del graph
+    return found
+
+
+def compile_ahead(job: tuple[str, int, int, tuple[int, int]], fp16: Path | None) -> str:
+    """Compile what a model needs for a batch and a prompt, in a process of its own; return what went wrong."""
+    name, bits, rows, (batch, length) = job
+    try:
+        if bits == 16:
+            assert fp16 is not None
+            gpu_fp16.use_mamba_ssm(fp16)
+            shape = replace(SHAPES[name], layers=1)
+            if rows:
+                gpu_fp16.step(shape, rows)
+            if length:
+                gpu_fp16.prompt(shape, batch, length)
+        else:
+            engine = CudaEngine(make(name, bits, layers=1))
+            if rows:
+                decode(engine, rows)
+            if length:
+                prompt(engine, batch, length)
+    except Exception as error:
+        return f"{job}: {type(error).__name__} {str(error)[:300]}"
+    return ""
+
+
+def jobs(fp16: bool) -> list[tuple[str, int, int, tuple[int, int]]]:
+    """Return what to compile ahead, a process each."""
+    nothing = (0, 0)
+    found = [
+        (name, bits, rows, cell)
+        for name, bits, batches, prompts in MODELS
+        for rows, cell in [(rows, nothing) for rows in batches]
+        + [(0, cell) for cell in prompts[:1] + prompts[2:]]
+    ]
+    if fp16:
+        found = [(c.model, 16, 0, c.prompts[-1]) for c in BASELINE if c.prompts] + found
+        found += [(c.model, 16, rows, nothing) for c in BASELINE for rows in c.decode]
     return found
 
 
@@ -227,43 +360,50 @@ def main() -> None:
     )
     parser.add_argument("json", type=Path, help="file to write")
     parser.add_argument(
-        "--brief", action="store_true", help="fewer cells of the baseline, no ratio of scales"
+        "--mamba-ssm", type=Path, help="unpacked source distribution, for the float16 baseline"
     )
+    parser.add_argument("--processes", type=int, default=8, help="that compile kernels first")
+    parser.add_argument("--seconds", type=float, default=540.0, help="leave out what has not begun by then")
     options = parser.parse_args()
     began = time.time()
-    result: dict[str, Any] = {
-        "environment": {
-            "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
-            "cuda": torch.version.cuda, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
-            "copy_bytes_per_s": copy_bandwidth(),
-        },
-        "quoted_ms": QUOTED, "models": [],
-    }  # fmt: skip
+    result: dict[str, Any] = {"quoted_ms": QUOTED, "models": [], "fp16": [], "left_out": []}
 
-    def save() -> None:
+    def measure(what: str, run: Callable[[], Any], into: Callable[[Any], object]) -> None:
+        if time.time() - began > options.seconds:
+            result["left_out"].append(what)
+            return
+        try:
+            into(run())
+        except Exception as error:  # one cell must not take the others with it
+            result["left_out"].append(f"{what}: {type(error).__name__} {str(error)[:300]}")
+        torch.cuda.empty_cache()
         result["seconds"] = time.time() - began
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{time.time() - began:5.0f} s  {what}", flush=True)
 
-    for name, bits, batches, prompts in (
-        ("mamba2-2.7b", 8, DECODE, PROMPTS),
-        ("mamba2-2.7b", 4, DECODE, PROMPTS),
-        ("mamba2-8b", 8, DECODE, PROMPTS),
-        ("mamba2-8b", 4, DECODE, PROMPTS),
-        ("mamba-2.8b", 8, (1, 64), ((1, 512), (1, 2048))),
-    ):
-        row = model(name, bits, batches, prompts)
-        result["models"].append(row)
-        save()
-        steps = " ".join(f"{rows}: {cell['tpot_ms']:.3f}" for rows, cell in row["decode"].items())
-        texts = " ".join(f"{cell}: {ms:.2f}" for cell, ms in row["prompt"].items())
-        print(f"{name} W{bits}A8  TPOT {steps}  TTFT {texts}  peak {row['peak_gb']:.2f} GB", flush=True)
-    if not options.brief:
-        result["piecewise_over_one_scale"] = one_scale_against_piecewise()
-        save()
-    cells = ((1, 64), PROMPTS[1:2]) if options.brief else (DECODE, PROMPTS)
-    result["fp16_torch_compile"] = baseline(*cells)
-    save()
-    print(json.dumps({key: result[key] for key in result if key not in ("models", "quoted_ms")}, indent=1))
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=4) as pool:
+        ahead = [(job, options.mamba_ssm) for job in jobs(options.mamba_ssm is not None)]
+        result["compile"] = [line for line in pool.starmap(compile_ahead, ahead, chunksize=1) if line]
+    print(f"{time.time() - began:5.0f} s  compiled", *result["compile"], sep="\n  ", flush=True)
+    result["environment"] = {
+        "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
+        "cuda": torch.version.cuda, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+        "copy_bytes_per_s": copy_bandwidth(),
+    }  # fmt: skip
+    for name, bits, batches, prompts in MODELS:
+        measure(f"{name} W{bits}A8", partial(model, name, bits, batches, prompts), result["models"].append)
+    if options.mamba_ssm:
+        gpu_fp16.use_mamba_ssm(options.mamba_ssm)
+        measure("fp16 mamba2-2.7b", partial(baseline, BASELINE[0]), result["fp16"].append)
+    for bits in (8, 4):
+        into = partial(result.__setitem__, f"stages_w{bits}a8")
+        measure(f"stages W{bits}A8", partial(stage_tables, "mamba2-2.7b", bits), into)
+    measure("one scale", partial(ratio, one_scale, 64), partial(result.__setitem__, "one_scale"))
+    measure("decomposition", partial(ratio, decomposed, 64), partial(result.__setitem__, "decomposition"))
+    if options.mamba_ssm:
+        for cells in BASELINE[1:]:
+            measure(f"fp16 {cells.model}", partial(baseline, cells), result["fp16"].append)
+    print(*result["left_out"], sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,107 +1,139 @@
-"""The float16 baseline of `gpu.py`: Mamba-2 with cuBLAS projections, everything between compiled by torch.compile.
+"""The float16 baseline of `gpu.py`: mamba_ssm's Triton kernels, cuBLAS, and CUDA graphs.
 
-mamba_ssm's Triton kernels are not part of PyTorch and cannot be fetched where the benchmark runs; this is the best that
-a plain PyTorch install gives. Arithmetic and states are those of mamba_ssm's float16 inference: states float16, the
-residual float32, scans in float32 with float16 products in prefill (state-space duality in chunks of 256, arXiv
-2405.21060, listing 1). Steps and prompts run as CUDA graphs, as ours do.
+The kernels are read from an unpacked source distribution of mamba-ssm (Apache 2.0), which is no part of this
+repository: scans, state update, and the norms with their fused additions and gates. Its package builds CUDA extensions
+for two things more. The causal convolution is compiled by torch.compile here; Mamba-1's scan of a prompt has no Triton
+kernel, so of Mamba-1 only steps are measured. Layers, states (float16) and the residual (float32) are as mamba_ssm
+runs them; weights are random.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from gpu_models import DEVICE, Shape
 from torch import Tensor
-from torch.nn.functional import linear, pad, silu, softplus
+from torch.nn.functional import linear, pad, silu
 
-__all__ = ["prompt", "step"]
+__all__ = ["prompt", "step", "use_mamba_ssm"]
 
 _CHUNK = 256
+_RANK = 160  # of dt in Mamba-1's shape
+Weights = dict[str, Tensor]
 
 
-def _norm(x: Tensor, gain: Tensor) -> Tensor:
-    return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * gain).half()
+def use_mamba_ssm(folder: Path) -> None:
+    """Let `step` and `prompt` find mamba_ssm's Triton kernels.
+
+    Args:
+        folder: the unpacked source distribution, with ``mamba_ssm`` inside.
+    """
+    package = ModuleType("mamba_ssm")  # without its __init__, which needs the CUDA extensions
+    package.__path__ = [str(folder / "mamba_ssm")]
+    sys.modules["mamba_ssm"] = package
 
 
-def _weights(shape: Shape) -> dict[str, Tensor]:
+def _weights(shape: Shape) -> Weights:
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*size, device=DEVICE) * scale).half()
 
-    return {
-        "gain": torch.ones(shape.d_model, device=DEVICE),
+    inner = shape.d_inner
+    weights = {
+        "gain": torch.ones(shape.d_model, device=DEVICE).half(),
         "w_in": normal(shape.d_in_proj, shape.d_model, scale=shape.d_model**-0.5),
         "conv": normal(shape.conv_dim, 4, scale=0.5),
         "bias": normal(shape.conv_dim, scale=0.1),
+        "w_out": normal(shape.d_model, inner, scale=0.2 * inner**-0.5),
+    }
+    if shape.kind == "mamba1":
+        return weights | {
+            "w_x": normal(_RANK + 2 * shape.d_state, inner, scale=inner**-0.5),
+            "w_dt": normal(inner, _RANK, scale=_RANK**-0.5),
+            "dt_bias": torch.empty(inner, device=DEVICE).uniform_(-6.0, -2.0),
+            "A": -torch.arange(1, shape.d_state + 1, device=DEVICE).float().repeat(inner, 1),
+            "D": torch.ones(inner, device=DEVICE),
+        }
+    return weights | {
         "dt_bias": torch.empty(shape.heads, device=DEVICE).uniform_(-6.0, -2.0),
         "A": -torch.empty(shape.heads, device=DEVICE).uniform_(1.0, 16.0),
         "D": torch.ones(shape.heads, device=DEVICE),
-        "gated": torch.ones(shape.d_inner, device=DEVICE),
-        "w_out": normal(shape.d_model, shape.d_inner, scale=0.2 * shape.d_inner**-0.5),
+        "gated": torch.ones(inner, device=DEVICE).half(),
     }
 
 
-def _finish(residual: Tensor, y: Tensor, z: Tensor, w: dict[str, Tensor], groups: int) -> Tensor:
-    gated = y * silu(z.float())
-    grouped = gated.unflatten(-1, (groups, -1))
-    grouped = grouped * torch.rsqrt(grouped.pow(2).mean(-1, keepdim=True) + 1e-5)
-    return residual + linear((grouped.flatten(-2) * w["gated"]).half(), w["w_out"])
+@torch.compile(dynamic=False)
+def _convolve_token(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve a token ``[M, C]`` with the three before it, which ``kept [M, C, 4]`` has; keep it too."""
+    window = torch.cat([kept[:, :, 1:], x[:, :, None]], dim=2)
+    kept.copy_(window)
+    return silu((window.float() * weight.float()).sum(-1) + bias.float()).half()
 
 
-def _layer_step(residual: Tensor, conv: Tensor, state: Tensor, w: dict[str, Tensor], shape: Shape) -> Tensor:
-    inner, groups = shape.d_inner, shape.groups
-    z, x_b_c, dt = linear(_norm(residual, w["gain"]), w["w_in"]).split(
-        [inner, shape.conv_dim, shape.heads], dim=-1
+@torch.compile(dynamic=False)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padded = pad(x, (0, 0, 3, 0)).float()
+    total = sum(padded[:, tap : tap + x.shape[1]] * weight[:, tap].float() for tap in range(4))
+    return silu(total + bias.float()).half()
+
+
+def _layer_step(hidden: Tensor, kept: Tensor, state: Tensor, w: Weights, shape: Shape) -> Tensor:
+    """Return a layer's result, float16 ``[M, d_model]``, of its normed input."""
+    from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+
+    inner, groups, d_state = shape.d_inner, shape.groups, shape.d_state
+    projected = linear(hidden, w["w_in"])
+    if shape.kind == "mamba1":
+        x, z = projected.chunk(2, dim=-1)
+        x = _convolve_token(x, kept, w["conv"], w["bias"])
+        dt, b, c = linear(x, w["w_x"]).split([_RANK, d_state, d_state], dim=-1)
+        y = selective_state_update(
+            state, x, linear(dt, w["w_dt"]), w["A"], b, c, w["D"], z=z, dt_bias=w["dt_bias"], dt_softplus=True
+        )
+        return linear(y, w["w_out"])
+    z, x_b_c, dt = projected.split([inner, shape.conv_dim, shape.heads], dim=-1)
+    x_b_c = _convolve_token(x_b_c, kept, w["conv"], w["bias"])
+    x, b, c = x_b_c.split([inner, groups * d_state, groups * d_state], dim=-1)
+    heads, width = shape.heads, shape.headdim
+    y = selective_state_update(
+        state, x.view(-1, heads, width), dt[:, :, None].expand(-1, -1, width),
+        w["A"][:, None, None].expand(-1, width, d_state), b.view(-1, groups, d_state), c.view(-1, groups, d_state),
+        w["D"][:, None].expand(-1, width), z=None, dt_bias=w["dt_bias"][:, None].expand(-1, width), dt_softplus=True,
+    )  # fmt: skip
+    y = rmsnorm_fn(
+        y.reshape(-1, inner),
+        w["gated"],
+        None,
+        z=z,
+        eps=1e-5,
+        group_size=inner // groups,
+        norm_before_gate=False,
     )
-    conv.copy_(torch.cat([conv[:, :, 1:], x_b_c[:, :, None]], dim=2))
-    x_b_c = silu((conv.float() * w["conv"].float()).sum(-1) + w["bias"].float())
-    x, b, c = x_b_c.split([inner, groups * shape.d_state, groups * shape.d_state], dim=-1)
-    steps = softplus(dt.float() + w["dt_bias"])
-    x = x.view(-1, groups, shape.heads // groups, shape.headdim)
-    steps = steps.view(-1, groups, shape.heads // groups)
-    decay = torch.exp(steps * w["A"].view(groups, -1))
-    b, c = b.view(-1, groups, 1, 1, shape.d_state), c.view(-1, groups, 1, 1, shape.d_state)
-    h = state.view(-1, groups, shape.heads // groups, shape.headdim, shape.d_state).float()
-    h = h * decay[..., None, None] + (steps[..., None] * x)[..., None] * b
-    state.copy_(h.view(state.shape))
-    y = (h * c).sum(-1) + w["D"].view(groups, -1)[..., None] * x
-    return _finish(residual, y.flatten(1), z, w, groups)
+    return linear(y, w["w_out"])
 
 
-def _layer_prompt(residual: Tensor, w: dict[str, Tensor], shape: Shape) -> Tensor:
-    batch, length, _ = residual.shape
-    inner, groups, chunk = shape.d_inner, shape.groups, min(_CHUNK, length)
-    z, x_b_c, dt = linear(_norm(residual, w["gain"]), w["w_in"]).split(
-        [inner, shape.conv_dim, shape.heads], dim=-1
+def _layer_prompt(hidden: Tensor, w: Weights, shape: Shape) -> Tensor:
+    from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    inner, groups, d_state = shape.d_inner, shape.groups, shape.d_state
+    z, x_b_c, dt = linear(hidden, w["w_in"]).split([inner, shape.conv_dim, shape.heads], dim=-1)
+    x_b_c = _convolve(x_b_c, w["conv"], w["bias"])
+    x, b, c = x_b_c.split([inner, groups * d_state, groups * d_state], dim=-1)
+    y, _ = mamba_chunk_scan_combined(
+        x.unflatten(-1, (shape.heads, shape.headdim)), dt, w["A"], b.unflatten(-1, (groups, d_state)),
+        c.unflatten(-1, (groups, d_state)), chunk_size=_CHUNK, D=w["D"], z=None, dt_bias=w["dt_bias"],
+        dt_softplus=True, return_final_states=True,
+    )  # fmt: skip
+    y = rmsnorm_fn(
+        y.flatten(-2), w["gated"], None, z=z, eps=1e-5, group_size=inner // groups, norm_before_gate=False
     )
-    padded = pad(x_b_c, (0, 0, 3, 0)).float()
-    x_b_c = sum(padded[:, tap : tap + length] * w["conv"][:, tap].float() for tap in range(4))
-    x_b_c = silu(x_b_c + w["bias"].float()).half()
-    x, b, c = x_b_c.split([inner, groups * shape.d_state, groups * shape.d_state], dim=-1)
-    of_group = shape.heads // groups
-    x = x.reshape(batch, -1, chunk, groups, of_group, shape.headdim)
-    b = b.reshape(batch, -1, chunk, groups, shape.d_state)
-    c = c.reshape(batch, -1, chunk, groups, shape.d_state)
-    steps = softplus(dt.float() + w["dt_bias"]).reshape(batch, -1, chunk, groups, of_group)
-    decay = (steps * w["A"].view(groups, of_group)).cumsum(2)
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=residual.device).tril()
-    between = torch.where(
-        causal[:, :, None, None], decay[:, :, :, None] - decay[:, :, None], -torch.inf
-    ).exp()  # [B, chunks, T, S, G, H]
-    scores = torch.einsum("bntgs,bnugs->bntug", c, b)
-    weights = (scores[..., None] * between * steps[:, :, None]).half()
-    y = torch.einsum("bntugh,bnughp->bntghp", weights, x)
-    to_end = ((decay[:, :, -1:] - decay).exp() * steps).half()
-    local = torch.einsum("bntghp,bntgs->bnghps", x * to_end[..., None], b).float()
-    total = decay[:, :, -1].exp()
-    h, states = torch.zeros_like(local[:, 0]), []
-    for index in range(local.shape[1]):
-        states.append(h)
-        h = h * total[:, index, ..., None, None] + local[:, index]
-    before = torch.stack(states, dim=1).half()
-    y = y + torch.einsum("bntgs,bnghps->bntghp", c, before) * decay.exp()[..., None]
-    y = y + w["D"].view(groups, of_group)[..., None] * x
-    return _finish(residual, y.reshape(batch, length, inner).float(), z, w, groups)
+    return linear(y, w["w_out"])
 
 
 def _captured(run: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
@@ -117,46 +149,49 @@ def _captured(run: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _head(shape: Shape) -> Tensor:
-    return (0.02 * torch.randn(shape.vocab, shape.d_model, device=DEVICE)).half()
+def _run(ids: Tensor, layers: list[Weights], table: Tensor, mix: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Run layers over tokens; return the logits of the last one of each row."""
+    from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
+
+    def normed(hidden: Tensor, residual: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+        pair: tuple[Any, Any] = rms_norm_fn(
+            hidden, gain, None, residual=residual, eps=1e-5, prenorm=True, residual_in_fp32=True
+        )
+        return pair
+
+    hidden, residual = table[ids], None
+    for index, w in enumerate(layers):
+        hidden, residual = normed(hidden, residual, w["gain"])
+        hidden = mix(index, hidden)
+    if ids.dim() == 2:
+        assert residual is not None
+        hidden, residual = hidden[:, -1].contiguous(), residual[:, -1].contiguous()
+    return linear(normed(hidden, residual, layers[0]["gain"])[0], table)
+
+
+def _model(shape: Shape) -> tuple[list[Weights], Tensor]:
+    table = (0.02 * torch.randn(shape.vocab, shape.d_model, device=DEVICE)).half()
+    return [_weights(shape) for _ in range(shape.layers)], table
 
 
 @torch.no_grad()
 def step(shape: Shape, rows: int) -> torch.cuda.CUDAGraph:
     """Return the captured step of a batch."""
-    layers = [_weights(shape) for _ in range(shape.layers)]
-    table = _head(shape)
-    conv = torch.randn(shape.layers, rows, shape.conv_dim, 4, device=DEVICE).half()
-    state = torch.zeros(
-        shape.layers, rows, shape.heads, shape.headdim, shape.d_state, device=DEVICE, dtype=torch.float16
-    )
-    state.normal_()
+    layers, table = _model(shape)
+    kept = torch.randn(shape.layers, rows, shape.conv_dim, 4, device=DEVICE).half()
+    of_row = (shape.heads, shape.headdim) if shape.kind == "mamba2" else (shape.d_inner,)
+    state = torch.empty(
+        shape.layers, rows, *of_row, shape.d_state, device=DEVICE, dtype=torch.float16
+    ).normal_()
     ids = torch.randint(0, shape.vocab, (rows,), device=DEVICE)
-    layer = torch.compile(_layer_step, dynamic=False)
-    gain = torch.ones(shape.d_model, device=DEVICE)
-
-    def run() -> Tensor:
-        residual = table[ids].float()
-        for index, w in enumerate(layers):
-            residual = layer(residual, conv[index], state[index], w, shape)
-        return linear(_norm(residual, gain), table)
-
-    return _captured(run)
+    return _captured(
+        lambda: _run(ids, layers, table, lambda i, h: _layer_step(h, kept[i], state[i], layers[i], shape))
+    )
 
 
 @torch.no_grad()
 def prompt(shape: Shape, batch: int, length: int) -> torch.cuda.CUDAGraph:
-    """Return the captured reading of prompts."""
-    layers = [_weights(shape) for _ in range(shape.layers)]
-    table = _head(shape)
+    """Return the captured reading of prompts (Mamba-2)."""
+    layers, table = _model(shape)
     ids = torch.randint(0, shape.vocab, (batch, length), device=DEVICE)
-    layer = torch.compile(_layer_prompt, dynamic=False)
-    gain = torch.ones(shape.d_model, device=DEVICE)
-
-    def run() -> Tensor:
-        residual = table[ids].float()
-        for w in layers:
-            residual = layer(residual, w, shape)
-        return linear(_norm(residual[:, -1], gain), table)
-
-    return _captured(run)
+    return _captured(lambda: _run(ids, layers, table, lambda i, h: _layer_prompt(h, layers[i], shape)))

@@ -188,7 +188,7 @@ def make(name: str, bits: int, *, piecewise: bool = True, layers: int | None = N
 
     Args:
         name: a key of `SHAPES`.
-        bits: 8 or 4, of the projections' weights (4: of a head of its own too).
+        bits: 8 or 4, of the projections' weights (4: of a head of its own and the embedding then, too).
         piecewise: whether activations and state have piecewise scales; one scale a tensor otherwise.
         layers: fewer than the model has, for a quick check.
     """
@@ -197,8 +197,11 @@ def make(name: str, bits: int, *, piecewise: bool = True, layers: int | None = N
         shape = Shape(**{**vars(shape), "layers": layers})
     torch.manual_seed(0)
     mixers = _mamba1(shape, bits) if shape.kind == "mamba1" else _mamba2(shape, bits, piecewise)
-    table = _codes(shape.vocab, shape.d_model)
-    scale = _scale(shape.vocab, 1.0)
+    if shape.tied or bits == 8:
+        table, scale = _codes(shape.vocab, shape.d_model), _scale(shape.vocab, 1.0)
+    else:
+        table = torch.randint(0, 256, (shape.vocab, shape.d_model // 2), dtype=torch.uint8, device=DEVICE)
+        scale = _scale(shape.vocab * shape.d_model // 128, 1.0).view(shape.vocab, -1) * 18
     tied = Linear(table, scale, None, 8, shape.vocab)
     head = tied if shape.tied else _linear(shape.d_model, shape.vocab, bits)
     return Network(Embedding(table, scale), mixers, _norm(shape.d_model), head, shape.vocab, shape.d_model)

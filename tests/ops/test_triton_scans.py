@@ -163,7 +163,7 @@ def test_mamba2_steps_are_the_scan(interval: int, rows: int) -> None:
     slots, waiting = 5, max(interval, 1)
     memory = Memory(
         torch.full((slots, 4, width), 99, dtype=torch.int8), torch.zeros(slots, 4, 5, 6, dtype=dtype),
-        torch.full((slots, waiting, inner), 99, dtype=torch.int8),
+        torch.full((slots, 1, inner, 16), 99, dtype=torch.int8),
         torch.full((slots, waiting, 12), 99, dtype=torch.int8),
         torch.full((slots, waiting, 4), torch.nan),
     )  # fmt: skip

@@ -77,7 +77,7 @@ def test_slots_are_shared_copied_and_returned() -> None:
     pool = Slots(
         lambda n, d: {"x": torch.zeros(1, n, 2, device=d)}, torch.device("cpu"), lambda: moves.append(1)
     )
-    state = CudaState(pool, pool.take(3), [5, 6, 7])
+    state = CudaState(pool, pool.take(3), [5, 6, 7], lambda path, state: None)
     assert (state.slots, len(pool), moves) == ([1, 2, 3], 4, [1])
     pool.tensors["x"][0, :, 0] = torch.arange(4.0)
     fork = state.fork()
@@ -94,11 +94,10 @@ def test_slots_are_shared_copied_and_returned() -> None:
 
 
 def test_a_model_with_floats_is_declined_with_the_reason() -> None:
-    from ssmquant.runtime.cuda.engine import decline
+    from ssmquant.runtime.cuda.engine import CudaEngine
     from ssmquant.runtime.cuda.network import Unsupported, network_of
 
     with pytest.raises(Unsupported, match="static"):
         network_of(quantised("mamba2-two-groups", "w8a8-dynamic").shell)
-    reason = decline(quantised("mamba2-two-groups", "quamba2-w8a8").shell)
-    assert reason is not None
-    assert "cuda" in reason
+    with pytest.raises(Unsupported, match="cuda"):
+        CudaEngine.of(quantised("mamba2-two-groups", "quamba2-w8a8").shell)

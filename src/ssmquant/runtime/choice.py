@@ -68,8 +68,15 @@ def choose(
     if forced_backend() is not None:
         reason = f"the backend {forced_backend()!r} was asked for"
     elif device == "cuda":
-        # Its decode once gave wrong results on a GPU, and what was changed since has not run on one.
-        reason = "the GPU engine is not verified yet; ssmquant.runtime.cuda.CudaEngine.of(model.shell) is there to try"
+        try:
+            from ssmquant.runtime.cuda import CudaEngine, Unsupported
+        except ImportError as error:
+            reason = f"the GPU engine needs Triton: {error}"
+        else:
+            try:
+                return CudaEngine.of(shell, identity=identity)
+            except Unsupported as why:
+                reason = str(why)
     elif device == "cpu":
         try:
             from ssmquant.runtime.native import NativeEngine, unsupported

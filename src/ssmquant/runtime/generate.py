@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import InputError
-from ssmquant.runtime.sampling import Sampling, sample
+from ssmquant.runtime.sampling import Sampling, check_drawn, draw
 from ssmquant.runtime.stream import Decoder, Detokenizer, StopScanner
 
 __all__ = ["Generation", "StepEngine", "StepState", "Stream", "Tokenizer", "generate"]
@@ -140,10 +140,12 @@ def generate(
     running = rows
     logits, state = engine.prefill([list(row.history) for row in rows])
     while True:
-        tokens = sample(
+        tokens = draw(
             logits, [row.history for row in running], sampling, [row.generator for row in running]
         )
-        for row, token in zip(running, tokens.tolist(), strict=True):
+        on_host = tokens.tolist()  # the only wait for the device in a step
+        check_drawn(on_host)
+        for row, token in zip(running, on_host, strict=True):
             piece = row.accept(token, stop_token_ids, max_new_tokens)
             if piece and stream is not None:
                 stream(row.index, piece)

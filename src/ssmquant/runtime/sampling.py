@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ssmquant.errors import InputError, SsmquantError
 
-__all__ = ["Sampling", "process_logits", "sample"]
+__all__ = ["Sampling", "check_drawn", "draw", "process_logits", "sample"]
+
+_WHOLE = 2.0**52
+"""A probability of 1 as an integer: cumulative distributions are exact, in whatever order a device adds."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,7 @@ def sample(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Choose the next token of each row.
-
-    Rows do not influence one another. One uniform number a row and token is drawn on the CPU and inverted
-    through the cumulative distribution there, so that a seed gives the same text on every device (a
-    cumulative sum on a GPU need not add in the same order twice).
+    """Choose the next token of each row: `draw`, and `check_drawn` of it.
 
     Args:
         logits: float32 [B, V], on any device.
@@ -129,19 +128,53 @@ def sample(
     Raises:
         SsmquantError: when a logit is NaN.
     """
-    if bool(logits.isnan().any()):
+    tokens = draw(logits, history, sampling, generators)
+    check_drawn(tokens.tolist())
+    return tokens
+
+
+def draw(
+    logits: Tensor,
+    history: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Choose the next token of each row where the logits are, without waiting for that device.
+
+    Rows do not influence one another. One uniform number a row and token is drawn on the CPU, so that a seed means the
+    same on every device, and inverted through the cumulative distribution. Arguments are those of `sample`.
+
+    Returns:
+        int64 [B] on the device of `logits`; -1 for a row with a NaN (see `check_drawn`).
+    """
+    unusable = logits.isnan().any(-1)
+    logits = process_logits(logits.float(), history, sampling)
+    if sampling.greedy:
+        return torch.where(unusable, -1, logits.argmax(-1))
+    cumulative = (logits.softmax(-1).double() * _WHOLE).long().cumsum(-1)  # [B, V]
+    uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    if logits.is_cuda:
+        uniform = uniform.pin_memory().to(logits.device, non_blocking=True)
+    # `right` steps over tokens of probability 0, where the cumulative distribution is flat.
+    at = (uniform * cumulative[:, -1:]).long()
+    tokens = torch.searchsorted(cumulative, at, right=True).squeeze(-1)
+    return torch.where(unusable, -1, tokens)
+
+
+def check_drawn(tokens: Sequence[int]) -> None:
+    """Refuse what `draw` gives for rows with NaN.
+
+    Args:
+        tokens: of each row, on the CPU.
+
+    Raises:
+        SsmquantError: when there was a NaN.
+    """
+    if any(token < 0 for token in tokens):
         raise SsmquantError(
             "sampling: the model returned NaN logits, so no token can be chosen; "
             "run `ssmquant verify` on the model folder, or quantise it again with other calibration text"
         )
-    if sampling.greedy:
-        return process_logits(logits, history, sampling).argmax(-1)
-    probabilities = process_logits(logits.float().cpu(), history, sampling).softmax(-1)
-    cumulative = probabilities.double().cumsum(-1)  # [B, V]
-    draws = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
-    # `right` steps over tokens of probability 0, where the cumulative distribution is flat.
-    tokens = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)  # [B, 1]
-    return tokens.squeeze(-1).to(logits.device)
 
 
 def _penalise(logits: Tensor, history: Sequence[Sequence[int]], penalty: float) -> Tensor:

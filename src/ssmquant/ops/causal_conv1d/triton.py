@@ -25,6 +25,91 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["convolve_into_ring"]
 
+_SPAN = (128, 32, 128)  # tokens of a program, tokens and channels of a tile
+_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _sum_of_four(a, b, c, d, weight):
+    """Return the sums of products of four int8 with the four int8 in each word of ``weight``, as float32."""
+    # Four channels at a time: their codes are transposed by bytes; the sums go into the mantissa of 1.5 * 2**23.
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 e, f, g, h, w;
+        prmt.b32 e, $4, $5, 0x5140;
+        prmt.b32 f, $6, $7, 0x5140;
+        prmt.b32 g, $4, $5, 0x7362;
+        prmt.b32 h, $6, $7, 0x7362;
+        prmt.b32 w, e, f, 0x5410;
+        dp4a.s32.s32 w, w, $8, 0x4B400000;
+        sub.f32 $0, w, 0f4B400000;
+        prmt.b32 w, e, f, 0x7632;
+        dp4a.s32.s32 w, w, $9, 0x4B400000;
+        sub.f32 $1, w, 0f4B400000;
+        prmt.b32 w, g, h, 0x5410;
+        dp4a.s32.s32 w, w, $10, 0x4B400000;
+        sub.f32 $2, w, 0f4B400000;
+        prmt.b32 w, g, h, 0x7632;
+        dp4a.s32.s32 w, w, $11, 0x4B400000;
+        sub.f32 $3, w, 0f4B400000;
+        }
+        """,
+        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r", [a, b, c, d, weight], dtype=tl.float32, is_pure=True, pack=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _block(
+    x, history, ring, out, weight, words, x_factor, factor, bias, inverse, first, position, length, c, known,
+    x_token, history_token, history_channel, out_token,
+    TAPS: tl.constexpr, INTEGER: tl.constexpr, X_SCALED: tl.constexpr, WORDS: tl.constexpr, HISTORY: tl.constexpr,
+    RING: tl.constexpr, CODED: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Convolve the tokens from ``first`` on; all pointers are a row's, per-channel values ``[1, C]``."""
+    t = first + tl.arange(0, TOKENS)[:, None]
+    if WORDS and not HISTORY:
+        here = (t < length) & known
+        total = _sum_of_four(
+            tl.load(x + (t - 3) * x_token + c, mask=here, other=0),
+            tl.load(x + (t - 2) * x_token + c, mask=here, other=0),
+            tl.load(x + (t - 1) * x_token + c, mask=here, other=0),
+            tl.load(x + t * x_token + c, mask=here, other=0),
+            tl.broadcast_to(words, (TOKENS, c.shape[1])),
+        )  # fmt: skip
+    else:
+        total = tl.zeros((TOKENS, c.shape[1]), tl.int32 if INTEGER else tl.float32)
+        for tap in tl.static_range(TAPS):
+            time = t + (tap + 1 - TAPS)
+            values = tl.load(x + time * x_token + c, mask=(time >= 0) & (time < length) & known, other=0)
+            values = values.to(total.dtype)
+            if HISTORY:
+                before = (time < 0) & known
+                if RING:
+                    before = before & (position + time >= 0)
+                place = (position + time + TAPS) % TAPS
+                old = tl.load(history + place * history_token + c * history_channel, mask=before, other=0)
+                values += old.to(total.dtype)  # one of the two is 0
+            if X_SCALED:
+                values = values * x_factor
+            w = tl.load(weight + c * TAPS + tap, mask=known, other=0).to(total.dtype)
+            if not INTEGER:
+                w = w * factor
+            total += values * w
+        total = total.to(tl.float32)
+    y = total * factor if INTEGER else total
+    y = fast_silu(y + bias)
+    written = (t < length) & known
+    if CODED:
+        tl.store(out + t * out_token + c, quantize(y, inverse), mask=written)
+    else:
+        tl.store(out + t * out_token + c, y, mask=written)
+    if RING:
+        if first + TOKENS > length - TAPS:
+            newest = tl.load(x + t * x_token + c, mask=written, other=0)
+            place = (position + t) % TAPS
+            tl.store(ring + place * history_token + c, newest, mask=written & (t >= length - TAPS))
+
 
 @triton.jit
 def _convolve(
@@ -32,68 +117,56 @@ def _convolve(
     length, channels, x_row, x_token, history_row, history_token, history_channel, out_row, out_token,
     TAPS: tl.constexpr, INTEGER: tl.constexpr, X_SCALE_STEP: tl.constexpr, WEIGHT_SCALE_STEP: tl.constexpr,
     BIASED: tl.constexpr, RING: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STEP: tl.constexpr,
-    TOKENS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
+    SPAN: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    WORDS: tl.constexpr = INTEGER and TAPS == 4 and _ASSEMBLY
     row = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     known = c < channels
+    # What is a channel's: the factor of its sums (of its weights where they are floats), bias, 1 / scale.
+    x_factor = tl.full((1, CHANNELS), 1.0, tl.float32)
+    factor = x_factor
+    inverse = x_factor
+    offset = tl.zeros((1, CHANNELS), tl.float32)
+    words = tl.zeros((1, CHANNELS), tl.int32)
+    if X_SCALE_STEP >= 0:
+        x_factor = tl.load(x_scale + c * X_SCALE_STEP, mask=known, other=0.0)
+    if WEIGHT_SCALE_STEP >= 0:
+        factor = tl.load(weight_scale + c * WEIGHT_SCALE_STEP, mask=known, other=0.0)
+    if INTEGER:
+        factor = x_factor * factor
+    if BIASED:
+        offset = tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
+    if CODED:
+        inverse = reciprocal(tl.load(scale_out + c * SCALE_OUT_STEP, mask=known, other=1.0))
+    if WORDS:
+        words = tl.load(weight.to(tl.pointer_type(tl.int32)) + c, mask=known, other=0)
     wait_for_previous(PDL)
+    let_next_start(PDL)
     slot = row
     position = 0
     if RING:
         slot = tl.load(slots + row).to(tl.int64)
         position = tl.load(positions + slot)
-    total = tl.zeros((TOKENS, CHANNELS), tl.int32 if INTEGER else tl.float32)
-    for tap in tl.static_range(TAPS):
-        time = t + (tap + 1 - TAPS)
-        place = (position + time + TAPS) % TAPS
-        newest = tl.load(
-            x + row * x_row + time * x_token + c, mask=(time >= 0) & (time < length) & known, other=0
-        )
-        values = newest.to(tl.int32 if INTEGER else tl.float32)
-        if tl.program_id(0) == 0:
-            before = (time < 0) & known
-            if RING:
-                before = before & (position + time >= 0)
-            old = tl.load(
-                history + slot * history_row + place * history_token + c * history_channel,
-                mask=before,
-                other=0,
-            )
-            values += old.to(values.dtype)  # one of the two is 0
-        w = tl.load(weight + c * TAPS + tap, mask=known, other=0)
-        if INTEGER:
-            total += values * w.to(tl.int32)
-        else:
-            factor = w.to(tl.float32)
-            if X_SCALE_STEP >= 0:
-                values = values * tl.load(x_scale + c * X_SCALE_STEP, mask=known, other=0.0)
-            if WEIGHT_SCALE_STEP >= 0:
-                factor = factor * tl.load(weight_scale + c * WEIGHT_SCALE_STEP, mask=known, other=0.0)
-            total += values * factor
-        if RING and tap == TAPS - 1:
-            kept = (time >= length - TAPS) & (time < length) & known
-            tl.store(
-                ring + slot * history_row + place * history_token + c * history_channel, newest, mask=kept
-            )
-    let_next_start(PDL)
-    y = total.to(tl.float32)
-    if INTEGER:
-        y = y * (
-            tl.load(x_scale + c * X_SCALE_STEP, mask=known, other=0.0)
-            * tl.load(weight_scale + c * WEIGHT_SCALE_STEP, mask=known, other=0.0)
-        )
-    if BIASED:
-        y = y + tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
-    y = fast_silu(y)
-    place = out + row * out_row + t * out_token + c
-    written = (t < length) & known
-    if CODED:
-        inverse = reciprocal(tl.load(scale_out + c * SCALE_OUT_STEP, mask=known, other=1.0))
-        tl.store(place, quantize(y, inverse), mask=written)
-    else:
-        tl.store(place, y, mask=written)
+        ring += slot * history_row
+    x += row * x_row
+    out += row * out_row
+    history += slot * history_row
+    first = tl.program_id(0) * SPAN
+    last = tl.minimum(first + SPAN, length)
+    if first == 0:
+        _block(
+            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, 0, position, length, c, known,
+            x_token, history_token, history_channel, out_token,
+            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, True, RING, CODED, TOKENS,
+        )  # fmt: skip
+        first += TOKENS
+    for start in tl.range(first, last, TOKENS, num_stages=1):
+        _block(
+            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, start, position, length, c, known,
+            x_token, history_token, history_channel, out_token,
+            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, TOKENS < TAPS - 1, RING, CODED, TOKENS,
+        )  # fmt: skip
 
 
 def _step(scale: Tensor | None) -> int:
@@ -116,14 +189,13 @@ def _launch(
     out: Tensor,
 ) -> None:
     batch, length, channels = x.shape
-    tokens = 1 if length == 1 else 32
-    width = 256 if length == 1 else 128
-    grid = (triton.cdiv(length, tokens), triton.cdiv(channels, width), batch)
+    span, tokens, width = (1, 1, 256) if length == 1 else _SPAN
+    grid = (triton.cdiv(length, span), triton.cdiv(channels, width), batch)
     _convolve[grid](
         x, x_scale, weight, weight_scale, bias, history, ring, slots, positions, out, scale_out,
         length, channels, x.stride(0), x.stride(1), *history_strides, out.stride(0), out.stride(1),
         weight.shape[1], x_scale is not None and weight_scale is not None, _step(x_scale), _step(weight_scale),
-        bias is not None, ring is not None, scale_out is not None, max(_step(scale_out), 0), tokens, width,
+        bias is not None, ring is not None, scale_out is not None, max(_step(scale_out), 0), span, tokens, width,
         num_warps=4, **launch_options(x),
     )  # fmt: skip
 

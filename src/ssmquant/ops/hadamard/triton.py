@@ -34,7 +34,12 @@ __all__ = ["emit", "fast_silu", "power_of_two_above", "split", "unsupported_rows
 
 _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _LARGEST_ROW = 16384  # channels that one program holds in registers
-_LARGEST_INNER = 128
+_LARGEST_BASE = 128
+_LARGEST_INNER = 96  # of many rows; sums of so many elements below 2**8 are float16's
+_PROGRAMS = 528  # four on each processor of the largest GPUs: a program transforms every so many rows
+_SMALLEST_SECOND = 32  # columns; narrower tiles of B operands come out wrong on Hopper
+_STAGES = 1
+_OPTIONS = {"num_warps": 4}
 _SPREAD_ROWS = 8  # up to so many rows, a row is computed by several programs
 
 
@@ -62,7 +67,7 @@ def fast_silu(x):
             """,
             "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
-    return x / (1.0 + tl.exp2(x * -1.4426950408889634))
+    return x / (1.0 + tl.exp2(tl.minimum(x * -1.4426950408889634, 127.0)))
 
 
 @triton.jit
@@ -101,6 +106,129 @@ def _store(out, y, channel, valid, scale_out, CODED: tl.constexpr, SCALE_OUT_STR
 
 
 @triton.jit
+def _gated(
+    y, z, z_scale, channel, valid,
+    GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of a row as float32, gated; ``y`` and ``z`` point to the row."""
+    v = tl.load(y + channel, mask=valid, other=0.0).to(tl.float32)
+    if GATED:
+        gate = tl.load(z + channel, mask=valid, other=0)
+        if Z_CODED:
+            # In the mantissa of 1.5 * 2**23, since the conversion instruction is slow.
+            gate = (gate.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+            if Z_SCALE_STRIDE == 0:
+                gate = gate * tl.load(z_scale)
+            else:
+                gate = gate * tl.load(z_scale + channel, mask=valid, other=0.0)
+        v = v * fast_silu(gate.to(tl.float32))
+    return v
+
+
+@triton.jit
+def _narrow(matrix, row, column, ROW: tl.constexpr):
+    """Return elements of a float16 matrix, four at a time: wider accesses would widen those of all tiles of the shape."""
+    return tl.load(matrix + tl.max_contiguous(row * ROW + column, (1, 4)))
+
+
+@triton.jit
+def _emit_many(
+    y, z, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, root,
+    rows, y_stride, z_stride,
+    CHANNELS: tl.constexpr, GROUP: tl.constexpr,
+    OUTER: tl.constexpr, OUTER_TILE: tl.constexpr, INNER: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
+    NORMED: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # The inner factor is cut into columns that are powers of two, so that nothing is padded but small sizes.
+    SIZE: tl.constexpr = FIRST + SECOND
+    GROUPS: tl.constexpr = CHANNELS // GROUP
+    i = tl.arange(0, OUTER_TILE)[:, None]
+    j = tl.arange(0, FIRST)
+    # Floats set how wide a thread's accesses are: codes, read as widely, would tear a warp's floats apart.
+    channel = tl.max_contiguous(i * INNER + j[None, :], (1, 4))
+    valid = (i < OUTER) & (j < INNER)[None, :]
+    block = _narrow(outer_matrix, i, tl.arange(0, OUTER_TILE)[None, :], OUTER_TILE)
+    inner = _narrow(inner_matrix, j[:, None], j[None, :], SIZE)
+    if SECOND > 0:
+        k = FIRST + tl.arange(0, SECOND)
+        channel_2 = tl.max_contiguous(i * INNER + k[None, :], (1, 4))
+        valid_2 = (i < OUTER) & (k < INNER)[None, :]
+        inner_12 = _narrow(inner_matrix, j[:, None], k[None, :], SIZE)
+        inner_21 = _narrow(inner_matrix, k[:, None], j[None, :], SIZE)
+        inner_22 = _narrow(inner_matrix, k[:, None], k[None, :], SIZE)
+    if NORMED:
+        # No element of a normed row is above this: it goes into the products below 2**8, sums below 2**16.
+        largest = tl.max(tl.abs(tl.load(weight + channel, mask=valid, other=0.0)))
+        if SECOND > 0:
+            largest = tl.maximum(largest, tl.max(tl.abs(tl.load(weight + channel_2, mask=valid_2, other=0.0))))
+        size, inverse_size = power_of_two_above(largest * GROUP**0.5)
+        inverse_size = inverse_size * 256.0
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    y += tl.program_id(0).to(tl.int64) * y_stride
+    z += tl.program_id(0).to(tl.int64) * z_stride
+    out += tl.program_id(0).to(tl.int64) * CHANNELS
+    for _ in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+        v = _gated(y, z, z_scale, channel, valid, GATED, Z_CODED, Z_SCALE_STRIDE)
+        if SECOND > 0:
+            v_2 = _gated(y, z, z_scale, channel_2, valid_2, GATED, Z_CODED, Z_SCALE_STRIDE)
+        if NORMED:
+            squares = tl.sum(v * v, 1)
+            if SECOND > 0:
+                squares += tl.sum(v_2 * v_2, 1)
+            if GROUP == CHANNELS:
+                factor = rsqrt(tl.full((1,), 0.0, tl.float32) + tl.sum(squares) / GROUP + eps)[:, None]
+                factor_2 = factor
+            elif GROUP % INNER == 0 and OUTER == OUTER_TILE and GROUPS & (GROUPS - 1) == 0:
+                # A group is a block of outer rows.
+                means = tl.sum(tl.reshape(squares, (GROUPS, OUTER // GROUPS)), 1) / GROUP
+                factor = tl.broadcast_to(rsqrt(means + eps)[:, None], (GROUPS, OUTER // GROUPS))
+                factor = tl.reshape(factor, (OUTER, 1))
+                factor_2 = factor
+            else:
+                factor = tl.zeros_like(v)
+                if SECOND > 0:
+                    factor_2 = tl.zeros_like(v_2)
+                for group in tl.static_range(GROUPS):
+                    inside = channel // GROUP == group
+                    total = tl.sum(tl.where(inside, v * v, 0.0))
+                    if SECOND > 0:
+                        inside_2 = channel_2 // GROUP == group
+                        total += tl.sum(tl.where(inside_2, v_2 * v_2, 0.0))
+                    of_group = rsqrt(tl.full((1, 1), 0.0, tl.float32) + total / GROUP + eps)
+                    factor = tl.where(inside, of_group, factor)
+                    if SECOND > 0:
+                        factor_2 = tl.where(inside_2, of_group, factor_2)
+            v = v * (factor * inverse_size) * tl.load(weight + channel, mask=valid, other=0.0)
+            if SECOND > 0:
+                v_2 = v_2 * (factor_2 * inverse_size) * tl.load(weight + channel_2, mask=valid_2, other=0.0)
+        else:
+            largest = tl.max(tl.abs(v))
+            if SECOND > 0:
+                largest = tl.maximum(largest, tl.max(tl.abs(v_2)))
+            size, inverse_size = power_of_two_above(largest)
+            v = v * (inverse_size * 256.0)
+            if SECOND > 0:
+                v_2 = v_2 * (inverse_size * 256.0)
+        high, low = split(v)
+        u = tl.dot(low, inner, tl.dot(high, inner))
+        if SECOND > 0:
+            high_2, low_2 = split(v_2)
+            u = tl.dot(low_2, inner_21, tl.dot(high_2, inner_21, u))
+            u_2 = tl.dot(low, inner_12, tl.dot(high, inner_12))
+            u_2 = tl.dot(low_2, inner_22, tl.dot(high_2, inner_22, u_2))
+        back = size * (root / 256.0)
+        _store(out, _left(block, u) * back, channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
+        if SECOND > 0:
+            _store(out, _left(block, u_2) * back, channel_2, valid_2, scale_out, CODED, SCALE_OUT_STRIDE)
+        y += tl.num_programs(0).to(tl.int64) * y_stride
+        z += tl.num_programs(0).to(tl.int64) * z_stride
+        out += tl.num_programs(0).to(tl.int64) * CHANNELS
+
+
+@triton.jit
 def _emit(
     y, z, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, root,
     y_stride, z_stride,
@@ -121,17 +249,9 @@ def _emit(
         k = tl.arange(0, INNER_TILE)
         inner = tl.load(inner_matrix + k[:, None] * INNER_TILE + k[None, :])
     wait_for_previous(PDL)
-    v = tl.load(y + row * y_stride + channel, mask=valid, other=0.0).to(tl.float32)
-    if GATED:
-        gate = tl.load(z + row * z_stride + channel, mask=valid, other=0)
-        if Z_CODED:
-            # In the mantissa of 1.5 * 2**23, since the conversion instruction is slow.
-            gate = (gate.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
-            if Z_SCALE_STRIDE == 0:
-                gate = gate * tl.load(z_scale)
-            else:
-                gate = gate * tl.load(z_scale + channel, mask=valid, other=0.0)
-        v = v * fast_silu(gate.to(tl.float32))
+    v = _gated(
+        y + row * y_stride, z + row * z_stride, z_scale, channel, valid, GATED, Z_CODED, Z_SCALE_STRIDE
+    )
     let_next_start(PDL)
     if NORMED:
         squares = v * v
@@ -162,52 +282,40 @@ def _emit(
     else:
         size, inverse_size = power_of_two_above(tl.max(tl.abs(v)))
         v = v * inverse_size
-        if ROWS < OUTER_TILE:
-            r = first + tl.arange(0, ROWS)[:, None]
-            block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
-            u = _right(_left(block, v), inner)
-            channel = r * INNER + j
-            valid = (r < OUTER) & (j < INNER)
-        elif OUTER_TILE < 256:
-            block = tl.load(outer_matrix + i * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
-            u = _left(block, _right(v, inner))
-        else:
-            # The corner of Sylvester's matrix is the smaller one; H_outer = H_16 kron H_rest.
-            REST: tl.constexpr = OUTER_TILE // 16
-            a = tl.arange(0, 16)
-            b = tl.arange(0, REST)
-            h_16 = tl.load(outer_matrix + a[:, None] * OUTER_TILE + a[None, :])
-            h_rest = tl.load(outer_matrix + b[:, None] * OUTER_TILE + b[None, :])
-            u = _left(h_16, tl.reshape(_right(v, inner), (16, REST * INNER_TILE)))
-            u = tl.permute(tl.reshape(u, (16, REST, INNER_TILE)), (1, 0, 2))
-            u = _left(h_rest, tl.reshape(u, (REST, 16 * INNER_TILE)))
-            place = tl.arange(0, 16 * INNER_TILE)[None, :]
-            channel = (place // INNER_TILE * REST + b[:, None]) * INNER + place % INNER_TILE
-            valid = (place % INNER_TILE < INNER) & (b[:, None] < REST)
+        r = first + tl.arange(0, ROWS)[:, None]
+        block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
+        u = _right(_left(block, v), inner)
+        channel = r * INNER + j
+        valid = (r < OUTER) & (j < INNER)
         _store(out + row * CHANNELS, u * (size * root), channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
 
 
-def _inner_size(n: int) -> int:
-    """Return the inner factor of size n: the base matrix, or 32 where that is 1."""
-    base = base_order(n) or 1
-    return base if base > 1 else min(n, 32)
+def _inner_size(n: int, largest: int) -> int:
+    """Return an inner factor of size n: the base matrix, doubled up to ``largest`` where it can be."""
+    inner = base_order(n) or 1
+    while inner * 2 <= largest and n % (inner * 2) == 0:
+        inner *= 2
+    return inner
+
+
+def _sylvester(n: int) -> Tensor:
+    """Return Sylvester's matrix ``[n, n]``, float64; n is a power of two."""
+    index = torch.arange(n)
+    signs = torch.ones(n, n, dtype=torch.float64)
+    for bit in range(n.bit_length()):
+        signs *= 1 - 2 * ((index[:, None] & index[None, :]) >> bit & 1)
+    return signs
 
 
 @cache
-def _matrices(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _matrices(n: int, inner: int, inner_tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the outer factor and the inner one transposed, float16, padded with zeros to tiles."""
-    inner = _inner_size(n)
-    outer = n // inner
-    bits = torch.arange(max(outer, inner))
-    signs = torch.ones(len(bits), len(bits), dtype=torch.float64)
-    for bit in range(max(outer, inner).bit_length()):
-        both = (bits[:, None] & bits[None, :]) >> bit & 1
-        signs = signs * (1 - 2 * both)
     base = base_order(n) or 1
-    dense = matrix(base) if base > 1 else signs[:inner, :inner]
     tiles = []
-    for part in (signs[:outer, :outer], dense.T):
-        size = _tile(len(part))
+    for part, size in (
+        (_sylvester(n // inner), _tile(n // inner)),
+        (torch.kron(_sylvester(inner // base), matrix(base)).T, inner_tile),
+    ):
         padded = torch.zeros(size, size, dtype=torch.float16)
         padded[: len(part), : len(part)] = part.half()
         tiles.append(padded.to(device))
@@ -216,6 +324,12 @@ def _matrices(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _tile(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
+
+
+def _parts(inner: int) -> tuple[int, int]:
+    """Return the columns of the two tiles that hold an inner factor; 0 for no second one."""
+    first = max(16, triton.next_power_of_2(inner + 1) // 2)
+    return first, 0 if inner <= first else max(_SMALLEST_SECOND, _tile(inner - first))
 
 
 def unsupported_rows(channels: int) -> str | None:
@@ -227,8 +341,8 @@ def unsupported_rows(channels: int) -> str | None:
 
 def unsupported_size(channels: int) -> str | None:
     """Return why there is no transform of rows of so many channels, or None."""
-    if _inner_size(channels) > _LARGEST_INNER:
-        return f"the dense factor of {channels} is {_inner_size(channels)}; at most {_LARGEST_INNER}"
+    if (base_order(channels) or 1) > _LARGEST_BASE:
+        return f"the dense factor of {channels} is {base_order(channels)}; at most {_LARGEST_BASE}"
     return unsupported_rows(channels)
 
 
@@ -267,21 +381,29 @@ def emit(
         out = torch.empty(shape, dtype=torch.float32 if scale_out is None else torch.int8, device=y.device)
     if not len(rows):
         return out
+    step, step_out = _step(z_scale), _step(scale_out)
+    if transform and len(rows) > _SPREAD_ROWS:
+        inner = _inner_size(channels, _LARGEST_INNER)
+        parts = _parts(inner)
+        outer_matrix, inner_matrix = _matrices(channels, inner, sum(parts), y.device)
+        _emit_many[(min(len(rows), _PROGRAMS),)](
+            rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
+            len(rows), rows.stride(0), gate.stride(0), channels, group_size, channels // inner, len(outer_matrix),
+            inner, *parts, z is not None, z_scale is not None, step, weight is not None, scale_out is not None,
+            step_out, _STAGES, **_OPTIONS, **launch_options(y),
+        )  # fmt: skip
+        return out
     if transform:
-        outer_matrix, inner_matrix = _matrices(channels, y.device)
-        inner = _inner_size(channels)
-        outer, outer_tile, inner_tile = channels // inner, len(outer_matrix), len(inner_matrix)
-        spread = len(rows) <= _SPREAD_ROWS and outer_tile > 16
+        inner = _inner_size(channels, 32)
+        outer_matrix, inner_matrix = _matrices(channels, inner, _tile(inner), y.device)
+        outer, outer_tile, inner_tile, block = channels // inner, len(outer_matrix), len(inner_matrix), 16
     else:
         outer_matrix = inner_matrix = rows
-        inner, outer, outer_tile, inner_tile = channels, 1, 1, triton.next_power_of_2(channels)
-        spread = False
-    block = 16 if spread else outer_tile
+        inner, outer, outer_tile, inner_tile, block = channels, 1, 1, triton.next_power_of_2(channels), 1
     _emit[len(rows), ceil(outer / block)](
         rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
         rows.stride(0), gate.stride(0), channels, group_size, outer, outer_tile, inner, inner_tile, block,
-        z is not None, z_scale is not None, _step(z_scale), weight is not None, transform,
-        scale_out is not None, _step(scale_out),
+        z is not None, z_scale is not None, step, weight is not None, transform, scale_out is not None, step_out,
         num_warps=_warps(channels, len(rows)), **launch_options(y),
     )  # fmt: skip
     return out

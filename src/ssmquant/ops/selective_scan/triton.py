@@ -1,7 +1,8 @@
 """Mamba-1's selective scan on GPUs: parallel over rows and channels, token after token.
 
 A state that is rounded at every token cannot be scanned in any other order; so the loop is over tokens, eight at a time
-to have their inputs under way together, and a program holds the states of a few channels in registers.
+to have their inputs under way together, and a warp holds the states of a few channels in registers. What does not
+depend on the state is computed beforehand.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ssmquant.ops.triton_numerics import (
 __all__ = ["advanced", "scan_codes"]
 
 _UNROLLED = 8
-_CHANNELS = 32
+_CHANNELS = 8
 
 
 @triton.jit
@@ -39,17 +40,89 @@ def advanced(h, x, dt, decay_rate, B):
         decay_rate: float32 ``[C, N]``, A times log2(e).
         B: float32 ``[N]``.
     """
-    return h * tl.exp2(dt[:, None] * decay_rate) + (dt * x)[:, None] * B[None, :]
+    return tl.fma(h, tl.exp2(dt[:, None] * decay_rate), (dt * x)[:, None] * B[None, :])
+
+
+@triton.jit
+def _prepare(
+    dt, dt_scale, dt_bias, B, B_scale, C, C_scale, steps, selected, length, channels, dt_row, dt_token, B_row, B_token,
+    D_STATE: tl.constexpr, DT_STEP: tl.constexpr, STATE_STEP: tl.constexpr,
+    TOKENS: tl.constexpr, C_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Write dt ``[B, L, C]`` after softplus, and B and C ``[B, L, 2, N_TILE]``, as float32."""
+    row = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    c = tl.program_id(1) * C_TILE + tl.arange(0, C_TILE)[None, :]
+    n = tl.arange(0, N_TILE)[None, :]
+    factor = tl.load(dt_scale + c * DT_STEP, mask=c < channels, other=0.0)
+    bias = tl.load(dt_bias + c, mask=c < channels, other=0.0)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    valid = (t < length) & (c < channels)
+    codes = tl.load(dt + row * dt_row + t * dt_token + c, mask=valid, other=0)
+    tl.store(steps + (row * length + t) * channels + c, softplus(codes.to(tl.float32) * factor + bias), mask=valid)
+    if tl.program_id(1) == 0:
+        in_n = (t < length) & (n < D_STATE)
+        place = row * B_row + t * B_token + n
+        target = selected + (row * length + t) * (2 * N_TILE) + n
+        new_B = tl.load(B + place, mask=in_n, other=0).to(tl.float32)
+        new_C = tl.load(C + place, mask=in_n, other=0).to(tl.float32)
+        new_B = new_B * tl.load(B_scale + n * STATE_STEP, mask=n < D_STATE, other=0.0)
+        new_C = new_C * tl.load(C_scale + n * STATE_STEP, mask=n < D_STATE, other=0.0)
+        tl.store(target, new_B, mask=t < length)
+        tl.store(target + N_TILE, new_C, mask=t < length)
+
+
+@triton.jit
+def _tokens(
+    h, kept, first, x, steps, selected, y, n, in_c, x_factor, skip, decay_rate, scale, inverse,
+    length, channels, x_token, y_token,
+    INTERVAL: tl.constexpr, CODED: tl.constexpr, HALF: tl.constexpr, N_TILE: tl.constexpr,
+    TOKENS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Run some tokens, all of them there if ``WHOLE``; return the state and what it was at its last rounding."""
+    # All loads stand before the first store, which the compiler would not move them over.
+    new_x, new_dt, new_B, new_C = (), (), (), ()
+    for ahead in tl.static_range(TOKENS):
+        t = first + ahead
+        there = in_c if WHOLE else in_c & (t < length)
+        new_x += (tl.load(x + t * x_token, mask=there, other=0),)
+        # A token beyond the end changes nothing: its dt is 0.
+        new_dt += (tl.load(steps + t * channels, mask=there, other=0.0),)
+        place = selected + t * (2 * N_TILE) + n
+        new_B += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)
+        place += N_TILE
+        new_C += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)
+    for ahead in tl.static_range(TOKENS):
+        t = first + ahead
+        there = WHOLE or t < length
+        input = new_x[ahead].to(tl.float32) * x_factor
+        h = advanced(h, input, new_dt[ahead], decay_rate, new_B[ahead])
+        result = tl.sum(h * new_C[ahead][None, :], 1) + skip * input
+        tl.store(y + t * y_token, result, mask=in_c & there)
+        if INTERVAL > 0 and (TOKENS % INTERVAL != 0 or (ahead + 1) % INTERVAL == 0):
+            if CODED:
+                rounded = quantize(h, inverse).to(tl.float32) * scale
+            elif HALF:
+                rounded = h.to(tl.float16).to(tl.float32)
+            if WHOLE and TOKENS % INTERVAL == 0:
+                h = rounded
+                kept = rounded
+            else:
+                rounds = there & ((t + 1) % INTERVAL == 0)
+                h = tl.where(rounds, rounded, h)
+                kept = tl.where(rounds, rounded, kept)
+    return h, kept
 
 
 @triton.jit
 def _scan(
-    x, x_scale, dt, dt_scale, A, B, B_scale, C, C_scale, D, dt_bias, state, state_scale, state_row, slots, y, after,
-    length, channels, interval, x_row, x_token, dt_row, dt_token, B_row, B_token, y_row, y_token,
-    D_STATE: tl.constexpr, X_STEP: tl.constexpr, DT_STEP: tl.constexpr, STATE_STEP: tl.constexpr,
-    ROUNDS: tl.constexpr, CODED: tl.constexpr, FRESH: tl.constexpr,
-    C_TILE: tl.constexpr, N_TILE: tl.constexpr, UNROLLED: tl.constexpr, PDL: tl.constexpr,
+    x, x_scale, steps, selected, A, D, state, state_scale, state_row, slots, y, after,
+    length, channels, x_row, x_token, y_row, y_token,
+    D_STATE: tl.constexpr, X_STEP: tl.constexpr, INTERVAL: tl.constexpr, CODED: tl.constexpr, FRESH: tl.constexpr,
+    C_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    HALF: tl.constexpr = state.dtype.element_ty == tl.float16
     row = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * C_TILE + tl.arange(0, C_TILE)
     n = tl.arange(0, N_TILE)
@@ -58,11 +131,9 @@ def _scan(
     place = c[:, None] * D_STATE + n[None, :]
     decay_rate = tl.load(A + place, mask=tile, other=0.0) * 1.4426950408889634
     x_factor = tl.load(x_scale + c * X_STEP, mask=in_c, other=0.0)
-    dt_factor = tl.load(dt_scale + c * DT_STEP, mask=in_c, other=0.0)
-    B_factor = tl.load(B_scale + n * STATE_STEP, mask=in_n, other=0.0)
-    C_factor = tl.load(C_scale + n * STATE_STEP, mask=in_n, other=0.0)
-    bias = tl.load(dt_bias + c, mask=in_c, other=0.0)
     skip = tl.load(D + c, mask=in_c, other=0.0)
+    scale = decay_rate
+    inverse = decay_rate
     if CODED:
         which = tl.load(state_row + c, mask=in_c, other=0)
         scale = tl.load(state_scale + which[:, None] * D_STATE + n[None, :], mask=tile, other=1.0)
@@ -71,42 +142,27 @@ def _scan(
     let_next_start(PDL)
     slot = row if slots is None else tl.load(slots + row).to(tl.int64)
     home = slot * channels * D_STATE + place
-    kept = tl.load(state + home, mask=tile & (not FRESH), other=0)
-    h = kept.to(tl.float32)
+    h = tl.load(state + home, mask=tile & (not FRESH), other=0).to(tl.float32)
     if CODED:
         h = h * scale
+    kept = h
     x += row * x_row + c
-    dt += row * dt_row + c
-    B += row * B_row + n
-    C += row * B_row + n
-    k = tl.arange(0, UNROLLED)
-    for first in range(0, length, UNROLLED):
-        results = tl.zeros((UNROLLED, C_TILE), tl.float32)
-        for ahead in tl.static_range(UNROLLED):
-            t = first + ahead
-            there = t < length
-            new_x = tl.load(x + t * x_token, mask=in_c & there, other=0).to(tl.float32) * x_factor
-            new_dt = tl.load(dt + t * dt_token, mask=in_c & there, other=0).to(tl.float32) * dt_factor
-            new_B = tl.load(B + t * B_token, mask=in_n & there, other=0).to(tl.float32) * B_factor
-            new_C = tl.load(C + t * B_token, mask=in_n & there, other=0).to(tl.float32) * C_factor
-            # A token beyond the end changes nothing: its dt is 0.
-            steps = tl.where(there, softplus(new_dt + bias), 0.0)
-            h = advanced(h, new_x, steps, decay_rate, new_B)
-            result = tl.sum(h * new_C[None, :], 1) + skip * new_x
-            results = tl.where(k[:, None] == ahead, result[None, :], results)
-            if ROUNDS:
-                rounds = there & ((t + 1) % interval == 0)
-                if CODED:
-                    rounded = quantize(h, inverse)
-                    h = tl.where(rounds, rounded.to(tl.float32) * scale, h)
-                else:
-                    rounded = h.to(kept.dtype)
-                    h = tl.where(rounds, rounded.to(tl.float32), h)
-                kept = tl.where(rounds, rounded, kept)
-        token = first + k
-        target = y + row * y_row + token[:, None] * y_token + c[None, :]
-        tl.store(target, results, mask=(token < length)[:, None] & in_c[None, :])
-    tl.store(after + home, kept if ROUNDS else h, mask=tile)
+    y += row * y_row + c
+    steps += row * length * channels + c
+    selected += row * length * (2 * N_TILE)
+    whole = length // TOKENS * TOKENS
+    for first in range(0, whole, TOKENS):
+        h, kept = _tokens(
+            h, kept, first, x, steps, selected, y, n, in_c, x_factor, skip, decay_rate, scale, inverse,
+            length, channels, x_token, y_token, INTERVAL, CODED, HALF, N_TILE, TOKENS, True,
+        )  # fmt: skip
+    if whole < length:
+        h, kept = _tokens(
+            h, kept, whole, x, steps, selected, y, n, in_c, x_factor, skip, decay_rate, scale, inverse,
+            length, channels, x_token, y_token, INTERVAL, CODED, HALF, N_TILE, TOKENS, False,
+        )  # fmt: skip
+    result = kept if INTERVAL > 0 else h
+    tl.store(after + home, quantize(result, inverse) if CODED else result, mask=tile)
 
 
 def scan_codes(
@@ -156,14 +212,21 @@ def scan_codes(
     """
     batch, length, channels = x.shape
     d_state = B.shape[2]
+    n_tile = triton.next_power_of_2(d_state)
     state_step = int(B_scale.numel() > 1)
+    steps = torch.empty((batch, length, channels), dtype=torch.float32, device=x.device)
+    selected = torch.empty((batch, length, 2, n_tile), dtype=torch.float32, device=x.device)
+    options = launch_options(x)
+    _prepare[triton.cdiv(length, 16), triton.cdiv(channels, 128), batch](
+        dt, dt_scale, dt_bias, B, B_scale, C, C_scale, steps, selected, length, channels,
+        dt.stride(0), dt.stride(1), B.stride(0), B.stride(1),
+        d_state, int(dt_scale.numel() > 1), state_step, 16, 128, n_tile, num_warps=4, **options,
+    )  # fmt: skip
     _scan[triton.cdiv(channels, _CHANNELS), batch](
-        x, x_scale, dt, dt_scale, A, B, B_scale, C, C_scale, D, dt_bias, state, state_scale, state_row, slots, y, after,
-        length, channels, interval, x.stride(0), x.stride(1), dt.stride(0), dt.stride(1), B.stride(0), B.stride(1),
-        y.stride(0), y.stride(1),
-        d_state, int(x_scale.numel() > 1), int(dt_scale.numel() > 1), state_step,
-        bool(interval), state_scale is not None, fresh, _CHANNELS, triton.next_power_of_2(d_state), _UNROLLED,
-        num_warps=4, **launch_options(x),
+        x, x_scale, steps, selected, A, D, state, state_scale, state_row, slots, y, after,
+        length, channels, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
+        d_state, int(x_scale.numel() > 1), interval, state_scale is not None, fresh,
+        _CHANNELS, n_tile, _UNROLLED, num_warps=1, **options,
     )  # fmt: skip
 
 

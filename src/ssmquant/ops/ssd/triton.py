@@ -29,8 +29,17 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["added", "discretized", "half", "number", "scan_codes", "size_of_states"]
 
+_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _CHUNK = 64
-_HEADS = 8  # whose decays one program computes
+_SMALLEST_STEP = tl.constexpr(2.0**-60)  # below it dt counts as 0 beside D
+_HEADS = 8  # whose decays one program computes, and whose outputs at most
+_STATE_TILE = (64, 64)  # rows and columns of a head's state that one program walks through
+_STATE_OPTIONS = {"num_warps": 4}
+_STATE_STAGES = 3
+_OUTPUT_HEADS = 8
+_OUTPUT_CHANNELS = 64
+_OUTPUT_STAGES = 1
+_OUTPUT_OPTIONS = {"num_warps": 4}
 
 
 @triton.jit
@@ -42,14 +51,78 @@ def discretized(codes, scale, bias, dt_min, dt_max, valid):
 
 @triton.jit
 def half(codes):
-    """Return int8 codes as float16: an integer sum and a subtraction, since the conversion instruction is slow."""
-    return (codes.to(tl.int16) + 0x6600).to(tl.float16, bitcast=True) - 1536.0
+    """Return int8 codes as float16: put into the mantissa of 1024 by bytes, since the conversion instruction is slow."""
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 u, a, b, k;
+            mov.b32 k, 0x64806480;
+            xor.b32 u, $2, 0x80808080;
+            prmt.b32 a, u, 0x64646464, 0x4140;
+            prmt.b32 b, u, 0x64646464, 0x4342;
+            sub.f16x2 $0, a, k;
+            sub.f16x2 $1, b, k;
+            }
+            """,
+            "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4,
+        )  # fmt: skip
+    return codes.to(tl.float16)
 
 
 @triton.jit
 def number(codes):
-    """Return int8 codes as float32, in the mantissa of 1.5 * 2**23 for the same reason."""
-    return (codes.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    """Return int8 codes as float32, in the mantissa of 2**23 for the same reason."""
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 u, a, b, c, d;
+            xor.b32 u, $4, 0x80808080;
+            prmt.b32 a, u, 0x4B000000, 0x7650;
+            prmt.b32 b, u, 0x4B000000, 0x7651;
+            prmt.b32 c, u, 0x4B000000, 0x7652;
+            prmt.b32 d, u, 0x4B000000, 0x7653;
+            sub.f32 $0, a, 0f4B000080;
+            sub.f32 $1, b, 0f4B000080;
+            sub.f32 $2, c, 0f4B000080;
+            sub.f32 $3, d, 0f4B000080;
+            }
+            """,
+            "=f,=f,=f,=f,r", [codes], dtype=tl.float32, is_pure=True, pack=4,
+        )  # fmt: skip
+    return codes.to(tl.float32)
+
+
+@triton.jit
+def _scaled(codes, high_scale, low_scale):
+    """Return int8 codes times the scales that two float16 terms stand for, as two float16 terms (22 bits)."""
+    if _ASSEMBLY:
+        # The product with the first term has 19 bits: what rounding takes from it is a float16, and exact.
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 u, a, b, k, m;
+            mov.b32 k, 0x64806480;
+            xor.b32 u, $4, 0x80808080;
+            prmt.b32 a, u, 0x64646464, 0x4140;
+            prmt.b32 b, u, 0x64646464, 0x4342;
+            sub.f16x2 a, a, k;
+            sub.f16x2 b, b, k;
+            mul.rn.f16x2 $0, a, $5;
+            neg.f16x2 m, $0;
+            fma.rn.f16x2 m, a, $5, m;
+            fma.rn.f16x2 $2, a, $7, m;
+            mul.rn.f16x2 $1, b, $6;
+            neg.f16x2 m, $1;
+            fma.rn.f16x2 m, b, $6, m;
+            fma.rn.f16x2 $3, b, $8, m;
+            }
+            """,
+            "=&r,=&r,=&r,=&r,r,r,r,r,r", [codes, high_scale, low_scale],
+            dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
+        )  # fmt: skip
+    return split(codes.to(tl.float32) * (high_scale.to(tl.float32) + low_scale.to(tl.float32)))
 
 
 @triton.jit
@@ -77,9 +150,11 @@ def _span(chunk, length, period, TOKENS: tl.constexpr):
 
 @triton.jit
 def _decays(
-    dt, dt_scale, dt_bias, A, coarse, fine, share, weight, carry, total, size, dt_min, dt_max,
-    length, period, chunks, heads, dt_row, dt_token,
-    DT_STEP: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
+    dt, dt_scale, dt_bias, A, B, state_scale, state_size,
+    coarse, fine, share, weight, carry, total, size, directions, high_scale, low_scale, dt_min, dt_max,
+    length, period, chunks, heads, groups, scales, dt_row, dt_token, B_row, B_token,
+    D_STATE: tl.constexpr, DT_STEP: tl.constexpr, CODED: tl.constexpr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
@@ -92,9 +167,24 @@ def _decays(
     rate = tl.load(A + head, mask=known, other=0.0)
     bias = tl.load(dt_bias + head, mask=known, other=0.0)
     scale = tl.load(dt_scale + head * DT_STEP, mask=known, other=0.0)
+    if CODED:
+        # The state's scales for the outputs: below 2**10, from a power of two above every state.
+        unit = ((254 << 23) - tl.load(state_size).to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True) * 1024.0
+        program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        for place in range(program * TOKENS, scales, tl.num_programs(0) * tl.num_programs(1) * TOKENS):
+            high, low = split(tl.load(state_scale + place + t, mask=place + t < scales, other=0.0) * unit)
+            tl.store(high_scale + place + t, high, mask=place + t < scales)
+            tl.store(low_scale + place + t, low, mask=place + t < scales)
     wait_for_previous(PDL)
     let_next_start(PDL)
     codes = tl.load(dt + row * dt_row + token[None, :] * dt_token + head[:, None], mask=there, other=0)
+    n = tl.arange(0, N_TILE)
+    for group in range(tl.program_id(1), groups, tl.num_programs(1)):
+        source = B + row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :]
+        target = (tl.program_id(0).to(tl.int64) * groups + group) * (TOKENS * D_STATE) + t[:, None] * D_STATE + n[None, :]
+        whole_row = (n < D_STATE)[None, :]
+        B_codes = tl.load(source, mask=(token < end)[:, None] & whole_row, other=0)
+        tl.store(directions + target, half(B_codes), mask=whole_row)
     steps = discretized(codes, scale[:, None], bias[:, None], dt_min, dt_max, there)
     # Sums in float64, since what counts are their differences: kept as a float32 and the power of what that leaves.
     logs = (steps * rate[:, None]).to(tl.float64) * 1.4426950408889634
@@ -102,7 +192,7 @@ def _decays(
     whole = tl.sum(logs, 1)
     high = decay.to(tl.float32)
     low = (decay - high.to(tl.float64)).to(tl.float32)
-    largest, inverse_largest = power_of_two_above(tl.max(steps, 1))
+    largest, inverse_largest = power_of_two_above(tl.maximum(tl.max(steps, 1), _SMALLEST_STEP))
     part = steps * inverse_largest[:, None]
     of_head = tl.program_id(0).to(tl.int64) * heads + head
     place = of_head[:, None] * TOKENS + t[None, :]
@@ -116,9 +206,17 @@ def _decays(
 
 
 @triton.jit
+def _rounded(x):
+    """Return `round_to_codes` of ``x``, and the same as float32."""
+    clamped = tl.minimum(tl.maximum(x, -127.0), 127.0)
+    shifted = clamped + 12582912.0
+    return shifted.to(tl.int32, bitcast=True).to(tl.int8), shifted - 12582912.0
+
+
+@triton.jit
 def _states(
-    x, x_scale, B, B_scale, weight, total, size, state, state_scale, state_row, slots, starts, after,
-    length, period, chunks, heads, x_row, x_token, B_row, B_token,
+    x, x_scale, B_scale, directions, weight, total, size, state, state_scale, state_row, slots, starts, after,
+    length, period, chunks, heads, x_row, x_token,
     HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
     X_STEP: tl.constexpr, B_GROUP_STEP: tl.constexpr, B_STEP: tl.constexpr,
     ROUNDS: tl.constexpr, CODED: tl.constexpr, KEPT_STARTS: tl.constexpr, FRESH: tl.constexpr,
@@ -131,68 +229,72 @@ def _states(
     n = tl.program_id(2) * N_TILE + tl.arange(0, N_TILE)
     t = tl.arange(0, TOKENS)
     in_p, in_n = p < HEADDIM, n < D_STATE
-    tile = in_p[:, None] & in_n[None, :]
-    place = p[:, None] * D_STATE + n[None, :]
+    tile = in_n[:, None] & in_p[None, :]
+    place = p[None, :] * D_STATE + n[:, None]
     x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
     B_factor = tl.load(B_scale + group * B_GROUP_STEP + n * B_STEP, mask=in_n, other=0.0)
-    # The state is held in units of its codes: what a product of codes is in them.
-    unit = x_factor[:, None] * B_factor[None, :]
+    # A coded state is held in units of its codes; ``unit`` is what a product of codes is in them.
+    unit = B_factor[:, None] * x_factor[None, :]
     if CODED:
         which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
-        scale = tl.load(state_scale + which[:, None] * D_STATE + n[None, :], mask=tile, other=1.0)
+        scale = tl.load(state_scale + which[None, :] * D_STATE + n[:, None], mask=tile, other=1.0)
         unit = unit / scale
     wait_for_previous(PDL)
     let_next_start(PDL)
     cells = HEADDIM * D_STATE
     slot = row if slots is None else tl.load(slots + row).to(tl.int64)
     home = (slot * heads + head) * cells + place
-    kept = tl.load(state + home, mask=tile & (not FRESH), other=0)
-    h = kept.to(tl.float32)
+    before = tl.load(state + home, mask=tile & (not FRESH), other=0)
+    h = before.to(tl.float32)
+    kept = h
+    first = row * chunks * heads + head
+    if KEPT_STARTS or not CODED:
+        tl.store(starts + first * cells + place, before, mask=tile)
+    else:
+        tl.store(starts + first * cells + place, h * scale, mask=tile)
+    x += row * x_row + head * HEADDIM + p[None, :]
+    directions += (row * chunks * (heads // HEADS_A_GROUP) + group) * (TOKENS * D_STATE) + t[None, :] * D_STATE + n[:, None]
     # A state that is rounded at the end of every chunk has nothing to add from an unfinished one.
     updates = length // period if KEPT_STARTS else chunks
     for chunk in tl.range(0, updates, num_stages=STAGES):
         start, end = _span(chunk, length, period, TOKENS)
-        of_head = (row * chunks + chunk) * heads + head
-        if KEPT_STARTS:
-            tl.store(starts + of_head * cells + place, kept, mask=tile)
-        else:
-            tl.store(starts + of_head * cells + place, h * scale if CODED else h, mask=tile)
+        of_head = first + chunk * heads
         token = start + t
-        there = token < end
         share = tl.load(weight + of_head * TOKENS + t)
-        inputs = tl.load(
-            x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
-            mask=there[:, None] & in_p[None, :], other=0,
-        )  # fmt: skip
-        directions = tl.load(
-            B + row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :],
-            mask=there[:, None] & in_n[None, :], other=0,
-        )  # fmt: skip
-        new = added(inputs, share, directions)
-        h = h * tl.load(total + of_head) + new * (unit * tl.load(size + of_head))
+        inputs = tl.load(x + token[:, None] * x_token, mask=(token < end)[:, None] & in_p[None, :], other=0)
+        B_T = tl.load(
+            directions + chunk * (heads // HEADS_A_GROUP * TOKENS * D_STATE), mask=in_n[:, None], other=0.0
+        )
+        high, low = split(number(inputs) * share[:, None])
+        new = tl.dot(B_T, low, tl.dot(B_T, high))
+        h = h * tl.load(total + of_head) + (new * tl.load(size + of_head)) * unit
         if ROUNDS:
-            rounded = round_to_codes(h) if CODED else h.to(kept.dtype)
-            exact = number(rounded) if CODED else rounded.to(tl.float32)
+            if CODED:
+                rounded, exact = _rounded(h)
+            else:
+                rounded = h.to(before.dtype)
+                exact = rounded.to(tl.float32)
             if KEPT_STARTS:
                 h = exact
-                kept = rounded
+                kept = exact
             else:
                 rounds = end % period == 0
                 h = tl.where(rounds, exact, h)
-                kept = tl.where(rounds, rounded, kept)
+                kept = tl.where(rounds, exact, kept)
         else:
             kept = h
-    if KEPT_STARTS:
-        if updates < chunks:
-            of_head = (row * chunks + updates) * heads + head
-            tl.store(starts + of_head * cells + place, kept, mask=tile)
-    tl.store(after + home, kept, mask=tile)
+        next_start = starts + (of_head + heads) * cells + place
+        if KEPT_STARTS:
+            tl.store(next_start, rounded, mask=tile & (chunk + 1 < chunks))
+        else:
+            tl.store(next_start, h * scale if CODED else h, mask=tile & (chunk + 1 < chunks))
+    tl.store(after + home, round_to_codes(kept) if CODED else kept, mask=tile)
 
 
 @triton.jit
 def _outputs(
     x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
-    state_scale, state_row, state_size, starts, y, shift,
+    high_scale, low_scale, state_row, state_size, starts, y, shift,
     length, period, chunks, heads, x_row, x_token, B_row, B_token, y_row, y_token,
     HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr, HEADS: tl.constexpr,
     X_STEP: tl.constexpr, GROUP_STEP: tl.constexpr, STATE_STEP: tl.constexpr, CODED: tl.constexpr,
@@ -213,71 +315,71 @@ def _outputs(
     shared = token[:, None] * B_token + group * D_STATE + n[None, :]
     valid = there[:, None] & in_n[None, :]
     C_factor = tl.load(C_scale + group * GROUP_STEP)
-    if CODED:
-        # At most 1 after it: a power of two above every state.
-        bound = tl.load(state_size)
-        inverse_bound = ((254 << 23) - bound.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
     wait_for_previous(PDL)
     let_next_start(PDL)
     b = tl.load(B + row * B_row + shared, mask=valid, other=0)
     c = tl.load(C + row * B_row + shared, mask=valid, other=0)
     asked = half(c)
-    # C B^T is every head's; sums of codes are exact integers, and ``shift`` brings them below 2**15.
+    # C B^T is every head's; of codes with one scale it is exact.
     if STATE_STEP == 0:
         pair_size = tl.load(B_scale + group * GROUP_STEP) * C_factor
-        scores = tl.dot(c, tl.trans(b)).to(tl.float32) * shift
+        scores = tl.dot(c, tl.trans(b)).to(tl.float32)
     else:
         columns = tl.load(C_scale + group * GROUP_STEP + n, mask=in_n, other=0.0)
         pair = tl.load(B_scale + group * GROUP_STEP + n, mask=in_n, other=0.0) * columns
         pair_size, inverse_pair = power_of_two_above(tl.max(pair))
         high, low = split(number(c) * (pair * inverse_pair)[None, :])
         operand = tl.trans(half(b))
-        scores = tl.dot(low, operand, tl.dot(high, operand)) * shift
+        scores = tl.dot(low, operand, tl.dot(high, operand))
+    scores = tl.where(t[:, None] >= t[None, :], scores, 0.0)
+    x += row * x_row + token[:, None] * x_token + p[None, :]
+    y += row * y_row + token[:, None] * y_token + p[None, :]
+    x_mask = there[:, None] & in_p[None, :]
+    starts += (row * chunks + chunk) * heads * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
+    state_mask = in_p[:, None] & in_n[None, :]
     for head in tl.range(first, first + HEADS, num_stages=STAGES):
         of_head = (row * chunks + chunk) * heads + head
-        x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
-        inputs = tl.load(
-            x + row * x_row + token[:, None] * x_token + head * HEADDIM + p[None, :],
-            mask=there[:, None] & in_p[None, :], other=0,
-        )  # fmt: skip
-        before = tl.load(
-            starts + of_head * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :],
-            mask=in_p[:, None] & in_n[None, :], other=0,
-        )  # fmt: skip
+        inputs = tl.load(x + head * HEADDIM, mask=x_mask, other=0)
+        before = tl.load(starts + head * (HEADDIM * D_STATE), mask=state_mask, other=0)
+        if CODED:
+            which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
+            place = which[:, None] * D_STATE + n[None, :]
+            scale = tl.load(high_scale + place, mask=state_mask, other=0.0)
+            rest = tl.load(low_scale + place, mask=state_mask, other=0.0)
         high_log = tl.load(coarse + of_head * TOKENS + t)
-        part = tl.load(share + of_head * TOKENS + t)
-        between = tl.exp2(high_log[:, None] - high_log[None, :]) * part[None, :]
-        mixed = tl.where(t[:, None] >= t[None, :], scores * between, 0.0)
+        # The factors of a token's own scores and D, which goes onto their diagonal, are brought below 2**15.
+        skip = tl.load(D + head)
+        size_of_scores = tl.maximum(tl.load(size + of_head) * pair_size, 2.0**-100)
+        above_skip, _ = power_of_two_above(tl.abs(skip) / size_of_scores)
+        factor = tl.minimum(shift, 32768.0 / above_skip)
+        unit = tl.load(fine + of_head * TOKENS + t) * (size_of_scores / factor)
+        part = tl.load(share + of_head * TOKENS + t) * factor
+        # Above 0 only where the scores are 0.
+        between = tl.exp2(tl.minimum(high_log[:, None] - high_log[None, :], 0.0))
+        mixed = scores * (between * part[None, :])
+        mixed += tl.where(t[:, None] == t[None, :], (skip / unit)[:, None], 0.0)
         operand = half(inputs)
         high, low = split(mixed)
         within = tl.dot(low, operand, tl.dot(high, operand))
 
-        h = number(before) if CODED else before.to(tl.float32)
         if CODED:
-            which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
-            h = h * tl.load(
-                state_scale + which[:, None] * D_STATE + n[None, :],
-                mask=in_p[:, None] & in_n[None, :],
-                other=0.0,
-            )
-        if STATE_STEP != 0:
-            h = h * columns[None, :]
-        if CODED and STATE_STEP == 0:
-            largest, inverse_largest = bound * C_factor, inverse_bound
-        else:
+            high, low = _scaled(before, scale, rest)
+            largest = tl.load(state_size) * 2.0**-10
+        if not CODED or STATE_STEP != 0:
+            h = before.to(tl.float32)
+            if CODED:
+                h = (high.to(tl.float32) + low.to(tl.float32)) * largest
+            if STATE_STEP != 0:
+                h = h * columns[None, :]
             largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
-            if STATE_STEP == 0:
-                largest = largest * C_factor
-        high, low = split(tl.trans(h * inverse_largest))
-        carried = tl.dot(asked, low, tl.dot(asked, high))
-        unit = tl.load(fine + of_head * TOKENS + t) * (tl.load(size + of_head) / shift * pair_size)
+            high, low = split(h * inverse_largest)
+        if STATE_STEP == 0:
+            largest = largest * C_factor
+        carried = tl.dot(asked, tl.trans(low), tl.dot(asked, tl.trans(high)))
         decayed = tl.load(carry + of_head * TOKENS + t) * largest
-        skip = tl.load(D + head)
-        result = (within * unit[:, None] + skip * number(inputs)) * x_factor[None, :] + carried * decayed[
-            :, None
-        ]
-        target = y + row * y_row + token[:, None] * y_token + head * HEADDIM + p[None, :]
-        tl.store(target, result, mask=there[:, None] & in_p[None, :])
+        x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
+        result = tl.fma(within * unit[:, None], tl.broadcast_to(x_factor[None, :], within.shape), carried * decayed[:, None])
+        tl.store(y + head * HEADDIM, result, mask=x_mask)
 
 
 def size_of_states(state_scale: Tensor) -> Tensor:
@@ -349,9 +451,9 @@ def scan_codes(
         dtype=state.dtype if kept_starts else torch.float32,
         device=x.device,
     )
-    p_tile = min(64, max(16, triton.next_power_of_2(headdim)))
+    p_tile = min(_OUTPUT_CHANNELS, max(16, triton.next_power_of_2(headdim)))
     n_tile = max(32, triton.next_power_of_2(d_state))
-    n_part = min(n_tile, 64)
+    p_part, n_part = min(max(16, triton.next_power_of_2(headdim)), _STATE_TILE[0]), min(n_tile, _STATE_TILE[1])
     x_step, dt_step = int(x_scale.numel() > 1), int(dt_scale.numel() > 1)
     group_step = (d_state if scale_a_channel else 1) if B_scale.numel() > 1 else 0
     state_step = int(scale_a_channel and B_scale.numel() > 1)
@@ -359,27 +461,33 @@ def scan_codes(
         (5, batch, chunks, heads, tokens), dtype=torch.float32, device=x.device
     )
     total, size = torch.empty((2, batch, chunks, heads), dtype=torch.float32, device=x.device)
+    directions = torch.empty((batch, chunks, groups, tokens, d_state), dtype=torch.float16, device=x.device)
+    coded = state_scale is not None and kept_starts
+    scales = 0 if state_scale is None else state_scale.numel()
+    high_scale, low_scale = torch.empty((2, scales), dtype=torch.float16, device=x.device)
     options = launch_options(x)
     _decays[batch * chunks, triton.cdiv(heads, _HEADS)](
-        dt, dt_scale, dt_bias, A, coarse, fine, share, weight, carry, total, size, dt_min, dt_max,
-        length, period, chunks, heads, dt.stride(0), dt.stride(1), dt_step, tokens, _HEADS, num_warps=4, **options,
+        dt, dt_scale, dt_bias, A, B, state_scale, state_size,
+        coarse, fine, share, weight, carry, total, size, directions, high_scale, low_scale, dt_min, dt_max,
+        length, period, chunks, heads, groups, scales, dt.stride(0), dt.stride(1), B.stride(0), B.stride(1),
+        d_state, dt_step, coded, tokens, _HEADS, n_tile, num_warps=4, **options,
     )  # fmt: skip
-    _states[batch * heads, triton.cdiv(headdim, p_tile), triton.cdiv(d_state, n_part)](
-        x, x_scale, B, B_scale, weight, total, size, state, state_scale, state_row, slots, starts, after,
-        length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1),
+    _states[batch * heads, triton.cdiv(headdim, p_part), triton.cdiv(d_state, n_part)](
+        x, x_scale, B_scale, directions, weight, total, size, state, state_scale, state_row, slots, starts, after,
+        length, period, chunks, heads, x.stride(0), x.stride(1),
         headdim, d_state, heads // groups, x_step, group_step, state_step,
-        bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_tile, n_part, 3,
-        num_warps=4, **options,
+        bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_part, n_part,
+        _STATE_STAGES, **_STATE_OPTIONS, **options,
     )  # fmt: skip
     # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
     shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))
-    together = gcd(heads // groups, _HEADS)
+    together = gcd(heads // groups, _OUTPUT_HEADS)
     _outputs[heads // together * triton.cdiv(headdim, p_tile), chunks, batch](
         x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
-        state_scale, state_row, state_size, starts, y, shift,
+        high_scale, low_scale, state_row, state_size, starts, y, shift,
         length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1), y.stride(0), y.stride(1),
         headdim, d_state, heads // groups, together, x_step, group_step, state_step,
-        state_scale is not None and kept_starts, tokens, p_tile, n_tile, 2, num_warps=8, **options,
+        coded, tokens, p_tile, n_tile, _OUTPUT_STAGES, **_OUTPUT_OPTIONS, **options,
     )  # fmt: skip
 
 

@@ -19,22 +19,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmquant.ops.hadamard.triton import power_of_two_above, split
-from ssmquant.ops.ssd.triton import added, discretized, half, number
+from ssmquant.ops.hadamard.triton import fast_silu, power_of_two_above
+from ssmquant.ops.ssd.triton import added, discretized, number
 from ssmquant.ops.triton_numerics import (
-    exp,
     launch_options,
     let_next_start,
     quantize,
     reciprocal,
-    silu,
     wait_for_previous,
 )
 
-__all__ = ["Constants", "Memory", "Sizes", "round_states", "step"]
+__all__ = ["BLOCK", "Constants", "Memory", "Sizes", "in_blocks", "in_order", "round_states", "step"]
 
-_HEADS = 8  # whose decays one program computes
+_HEADS = 8  # whose weights one program computes
 _CHANNELS = 512  # of x that one program convolves
+BLOCK = 16
+"""Waiting tokens of a channel that lie together in `Memory.x`."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class Memory:
     Attributes:
         ring: int8 ``[slots, d_conv, conv_dim]``, the newest inputs of the convolution.
         state: ``[slots, H, P, N]``.
-        x: int8 ``[slots, interval, H * P]``, of the tokens that wait for a rounding, as the next two.
+        x: int8 ``[slots, ceil(interval / 16), H * P, 16]``, of the tokens that wait for a rounding, as the next two;
+            16 tokens of a channel lie together, since they are summed over (`in_blocks`, `in_order`).
         B: int8 ``[slots, interval, G * N]``.
         dt: float32 ``[slots, interval, H]``, after bias, softplus and limits.
     """
@@ -128,16 +129,15 @@ class Memory:
         return Memory(**{name: tensor[index] for name, tensor in vars(self).items()})
 
 
-@triton.jit
-def _digits(values, row):
-    """Return int8 digits of float32 values in (-1, 1): in row r the digit r mod 4, worth ``2**(-6 - 7 (r mod 4))``."""
-    rest = values * 64.0
-    found = tl.zeros(values.shape, tl.float32)
-    for index in tl.static_range(4):
-        digit = (rest + 12582912.0) - 12582912.0
-        found = tl.where(row % 4 == index, digit, found)
-        rest = (rest - digit) * 128.0
-    return found.to(tl.int8)
+def in_blocks(x: Tensor) -> Tensor:
+    """Return codes ``[..., T, C]`` as `Memory.x` has them, ``[..., ceil(T / 16), C, 16]``, filled up with zeros."""
+    padded: Tensor = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % BLOCK))
+    return padded.unflatten(-2, (-1, BLOCK)).transpose(-1, -2)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Return codes ``[..., blocks, C, 16]`` of `Memory.x` as ``[..., 16 * blocks, C]``."""
+    return x.transpose(-1, -2).flatten(-3, -2)
 
 
 @triton.jit
@@ -160,134 +160,153 @@ def _convolved(total, newest, weight, scale, bias, inverse, c, valid, TAPS: tl.c
     y = total.to(tl.float32) * tl.load(scale + c, mask=valid, other=0.0) + tl.load(
         bias + c, mask=valid, other=0.0
     )
-    return quantize(silu(y), tl.load(inverse + c, mask=valid, other=0.0))
+    return quantize(fast_silu(y), tl.load(inverse + c, mask=valid, other=0.0))
+
+
+@triton.jit
+def _store_digits(values, target, stride, valid, COUNT: tl.constexpr):
+    """Store rows of float32 values as COUNT int8 digits, ``stride`` apart; return each row's size.
+
+    Digit d is worth ``2**(-6 - 7 d)`` of the size, a power of two; at most half of the last digit's worth is lost.
+    """
+    size, inverse_size = power_of_two_above(tl.max(tl.abs(values), 1))
+    rest = values * inverse_size[:, None] * 64.0  # in this order: 64 times the largest reciprocal is infinite
+    for index in tl.static_range(COUNT):
+        digit = (rest + 12582912.0) - 12582912.0
+        tl.store(target + index * stride, digit.to(tl.int8), mask=valid)
+        rest = (rest - digit) * 128.0
+    return size
 
 
 @triton.jit
 def _prepare(
     projected, slots, positions, conv_weight, conv_scale, conv_bias, conv_inverse, B_scale, C_scale, dt_scale,
-    dt_bias, A, state_scale, ring, waiting_x, waiting_B, waiting_dt, convolved, asked, given, matches, digits, sizes,
-    weights, gone, dt_min, dt_max, projected_row,
+    dt_bias, A, state_scale, ring, waiting_x, waiting_B, waiting_dt, convolved, asked, given,
+    asked_digits, asked_sizes, token_digits, token_sizes, own, gone, dt_min, dt_max, projected_row,
     HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, TAPS: tl.constexpr,
     INTERVAL: tl.constexpr, CODED: tl.constexpr, SCALE_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr,
-    N_TILE: tl.constexpr, TOKENS: tl.constexpr, HEADS_TILE: tl.constexpr, X_TILE: tl.constexpr, PDL: tl.constexpr,
+    N_TILE: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, HEADS_TILE: tl.constexpr, X_TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Convolutions and decays: first programs for B and C of a group (and four rows of scales), for decays, for x."""
+    """What heads share: first programs for some heads of a group, for four rows of its scales, then for x."""
     INNER: tl.constexpr = HEADS * HEADDIM
     CHANNELS: tl.constexpr = INNER + 2 * GROUPS * D_STATE
+    OF_GROUP: tl.constexpr = HEADS // GROUPS
+    PARTS: tl.constexpr = (OF_GROUP + HEADS_TILE - 1) // HEADS_TILE
+    SCALE_PARTS: tl.constexpr = (OWN_ROWS + 3) // 4 if CODED else 0
+    let_next_start(PDL)
+    program = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
-    # No early start for the scan: on an H200 it then read what the last programs here had not written yet.
     # Nothing but in_proj's output is written by the launches of this step that may still run: the rest is read ahead.
     slot = tl.load(slots + row).to(tl.int64)
     position = tl.load(positions + slot)
     j = position % INTERVAL if INTERVAL > 0 else 0
-    i = tl.arange(0, TOKENS)
     projected += row * projected_row + INNER
-    PARTS: tl.constexpr = (OWN_ROWS + 3) // 4 if CODED else 1
-    OTHERS: tl.constexpr = GROUPS * PARTS + (HEADS + HEADS_TILE - 1) // HEADS_TILE
-    if tl.program_id(0) >= OTHERS:
-        c = (tl.program_id(0) - OTHERS) * X_TILE + tl.arange(0, X_TILE)
+    ring += slot * (TAPS * CHANNELS)
+    newest = ring + position % TAPS * CHANNELS
+    n = tl.arange(0, N_TILE)
+    in_n = n < D_STATE
+    if program >= GROUPS * (PARTS + SCALE_PARTS):
+        c = (program - GROUPS * (PARTS + SCALE_PARTS)) * X_TILE + tl.arange(0, X_TILE)
         in_c = c < INNER
-        x_ring = ring + slot * (TAPS * CHANNELS)
-        x_sum = _old_taps(x_ring, conv_weight, c, in_c, position, CHANNELS, TAPS)
+        x_sum = _old_taps(ring, conv_weight, c, in_c, position, CHANNELS, TAPS)
         wait_for_previous(PDL)
         x_in = tl.load(projected + c, mask=in_c, other=0)
         x = _convolved(x_sum, x_in, conv_weight, conv_scale, conv_bias, conv_inverse, c, in_c, TAPS)
-        tl.store(x_ring + position % TAPS * CHANNELS + c, x_in, mask=in_c)
+        tl.store(newest + c, x_in, mask=in_c)
         tl.store(convolved + row * INNER + c, x, mask=in_c)
         if INTERVAL > 0:
-            tl.store(waiting_x + slot * (INTERVAL * INNER) + j * INNER + c, x, mask=in_c)
-    elif tl.program_id(0) < GROUPS * PARTS:
-        group = tl.program_id(0) // PARTS
-        first = tl.program_id(0) % PARTS == 0
-        n = tl.arange(0, N_TILE)
-        in_n = n < D_STATE
-        ring += slot * (TAPS * CHANNELS)
-        B_channel = INNER + group * D_STATE + n
-        C_channel = B_channel + GROUPS * D_STATE
-        B_sum = _old_taps(ring, conv_weight, B_channel, in_n, position, CHANNELS, TAPS)
+            block = slot * ((INTERVAL + BLOCK - 1) // BLOCK) + j // BLOCK
+            tl.store(waiting_x + (block * INNER + c) * BLOCK + j % BLOCK, x, mask=in_c)
+    elif program >= GROUPS * PARTS:
+        # C times the state's scales, which lie along the sum, as integers: four digits for each row of scales, digit d
+        # worth 2**(-6 - 7 d) of the row's size.
+        group = (program - GROUPS * PARTS) // SCALE_PARTS
+        own_row = (program - GROUPS * PARTS) % SCALE_PARTS * 4 + tl.arange(0, 4)
+        known = (own_row < OWN_ROWS)[:, None] & in_n[None, :]
+        first_row = group * OWN_ROWS if SCALE_ROWS > OWN_ROWS else 0
+        scale = tl.load(
+            state_scale + (first_row + own_row)[:, None] * D_STATE + n[None, :], mask=known, other=0.0
+        )
+        scale *= tl.load(C_scale + group)
+        C_channel = INNER + (GROUPS + group) * D_STATE + n
         C_sum = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
-        B_factor = tl.load(B_scale + group)
-        C_factor = tl.load(C_scale + group)
-        if INTERVAL > 0:
-            B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
-            old_B = tl.load(
-                B_home[None, :] + i[:, None] * (GROUPS * D_STATE),
-                mask=(i < j)[:, None] & in_n[None, :],
-                other=0,
-            )
         wait_for_previous(PDL)
-        B_in = tl.load(projected + B_channel, mask=in_n, other=0)
         C_in = tl.load(projected + C_channel, mask=in_n, other=0)
-        B = _convolved(B_sum, B_in, conv_weight, conv_scale, conv_bias, conv_inverse, B_channel, in_n, TAPS)
         C = _convolved(C_sum, C_in, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, TAPS)
-        newest_place = ring + position % TAPS * CHANNELS
-        tl.store(newest_place + B_channel, B_in, mask=in_n & first)
-        tl.store(newest_place + C_channel, C_in, mask=in_n & first)
-        here = row * GROUPS + group
-        scaled_C = C.to(tl.float32) * C_factor
-        if INTERVAL > 0:
-            tl.store(B_home + j * (GROUPS * D_STATE), B, mask=in_n & first)
-            r = tl.arange(0, 16)
-            first_row = tl.where(r[:, None] == 0, C[None, :], 0).to(tl.int8)
-            old = tl.sum(tl.dot(first_row, tl.trans(old_B)), 0)
-            own = tl.sum(B.to(tl.int32) * C.to(tl.int32), 0)
-            match = tl.where(i == j, own, old).to(tl.float32) * (B_factor * C_factor)
-            tl.store(matches + here * TOKENS + i, match, mask=first & (i < TOKENS))
-        if CODED:
-            # C times the state's scales, which lie along the sum, as integers: four digits for each row of scales.
-            first_own = group * OWN_ROWS if SCALE_ROWS > OWN_ROWS else 0
-            own_row = tl.program_id(0) % PARTS * 4 + r // 4
-            known = (own_row < OWN_ROWS)[:, None] & in_n[None, :]
-            scale = tl.load(
-                state_scale + (first_own + own_row)[:, None] * D_STATE + n[None, :], mask=known, other=0.0
-            )
-            scaled = scale * scaled_C[None, :]
-            size, inverse_size = power_of_two_above(tl.max(tl.abs(scaled), 1))
-            digit = _digits(scaled * inverse_size[:, None], r[:, None])
-            target = digits + ((here * OWN_ROWS + own_row) * 4 + r % 4)[:, None] * D_STATE + n[None, :]
-            tl.store(target, digit, mask=known)
-            tl.store(sizes + here * OWN_ROWS + own_row, size, mask=(own_row < OWN_ROWS) & (r % 4 == 0))
-        else:
-            tl.store(asked + here * D_STATE + n, scaled_C, mask=in_n)
-            tl.store(given + here * D_STATE + n, B.to(tl.float32) * B_factor, mask=in_n)
+        scaled = scale * number(C)[None, :]
+        here = (row * GROUPS + group) * OWN_ROWS + own_row
+        into = asked_digits + (here * 4)[:, None] * D_STATE + n[None, :]
+        tl.store(asked_sizes + here, _store_digits(scaled, into, D_STATE, known, 4), mask=own_row < OWN_ROWS)
     else:
-        head = (tl.program_id(0) - GROUPS * PARTS) * HEADS_TILE + tl.arange(0, HEADS_TILE)
-        in_heads = head < HEADS
+        group = program // PARTS
+        first = program % PARTS == 0
+        place = program % PARTS * HEADS_TILE + tl.arange(0, HEADS_TILE)
+        in_heads = place < OF_GROUP
+        head = group * OF_GROUP + place
+        # Tokens from the last to the first: the decay after a token is the sum over the tokens behind it, and as a sum
+        # of terms of one sign it is never the small difference of large ones.
+        k = TOKENS - 1 - tl.arange(0, TOKENS)
         decay_rate = tl.load(A + head, mask=in_heads, other=0.0)
         step_scale = tl.load(dt_scale + head, mask=in_heads, other=0.0)
         bias = tl.load(dt_bias + head, mask=in_heads, other=0.0)
         dt_home = waiting_dt + slot * (INTERVAL * HEADS) + head
-        # Tokens from the last to the first: the decay after a token is the sum over the tokens behind it, and as a sum
-        # of terms of one sign it is never the small difference of large ones.
-        k = TOKENS - 1 - i
-        waits = (k < j)[None, :] & in_heads[:, None]
-        steps = tl.load(dt_home[:, None] + k[None, :] * HEADS, mask=waits, other=0.0)
-        behind = tl.load(
-            dt_home[:, None] + (k + 1)[None, :] * HEADS,
-            mask=(k + 1 < j)[None, :] & in_heads[:, None],
-            other=0.0,
-        )
-        wait_for_previous(PDL)
-        code = tl.load(projected + CHANNELS + head, mask=in_heads, other=0)
-        new = discretized(code, step_scale, bias, dt_min, dt_max, in_heads)
-        steps = tl.where(k[None, :] == j, new[:, None], steps)
-        behind = tl.where(k[None, :] + 1 == j, new[:, None], behind)
-        decay = tl.cumsum(behind * decay_rate[:, None], 1)
-        place = (row * HEADS + head)[:, None] * TOKENS + k[None, :]
-        tl.store(weights + place, exp(decay) * steps, mask=in_heads[:, None])
-        tl.store(gone + row * HEADS + head, exp(tl.sum(steps, 1) * decay_rate), mask=in_heads)
+        B_channel = INNER + group * D_STATE + n
+        C_channel = B_channel + GROUPS * D_STATE
+        B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
         if INTERVAL > 0:
+            old_B = tl.load(
+                B_home[None, :] + k[:, None] * (GROUPS * D_STATE), mask=(k < j)[:, None] & in_n[None, :], other=0
+            )
+            times = dt_home[:, None] + k[None, :] * HEADS
+            steps = tl.load(times, mask=(k < j)[None, :] & in_heads[:, None], other=0.0)
+            behind = tl.load(times + HEADS, mask=(k + 1 < j)[None, :] & in_heads[:, None], other=0.0)
+        B_sum = _old_taps(ring, conv_weight, B_channel, in_n, position, CHANNELS, TAPS)
+        C_sum = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
+        B_factor = tl.load(B_scale + group)
+        C_factor = tl.load(C_scale + group)
+        wait_for_previous(PDL)
+        B_in = tl.load(projected + B_channel, mask=in_n, other=0)
+        C_in = tl.load(projected + C_channel, mask=in_n, other=0)
+        code = tl.load(projected + CHANNELS + head, mask=in_heads, other=0)
+        B = _convolved(B_sum, B_in, conv_weight, conv_scale, conv_bias, conv_inverse, B_channel, in_n, TAPS)
+        C = _convolved(C_sum, C_in, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, TAPS)
+        tl.store(newest + B_channel, B_in, mask=in_n & first)
+        tl.store(newest + C_channel, C_in, mask=in_n & first)
+        new = discretized(code, step_scale, bias, dt_min, dt_max, in_heads)
+        of_head = row * HEADS + head
+        rate = decay_rate * 1.4426950408889634
+        if INTERVAL > 0:
+            tl.store(B_home + j * (GROUPS * D_STATE), B, mask=in_n & first)
             tl.store(dt_home + j * HEADS, new, mask=in_heads)
+            both = B_factor * C_factor
+            row_of_C = tl.where(tl.arange(0, 16)[:, None] == 0, C[None, :], 0).to(tl.int8)
+            match = tl.sum(tl.dot(row_of_C, tl.trans(old_B)), 0).to(tl.float32) * both
+            own_match = tl.sum(B.to(tl.int32) * C.to(tl.int32), 0).to(tl.float32) * both
+            behind = tl.where(k[None, :] + 1 == j, new[:, None], behind)
+            # The hardware's exponential is off by as many ulp as its exponent is large, and then the result is small.
+            weight = tl.exp2(tl.cumsum(behind * rate[:, None], 1)) * steps * match[None, :]
+            target = token_digits + (of_head * (4 * TOKENS))[:, None] + k[None, :]
+            weight_size = _store_digits(weight, target, TOKENS, in_heads[:, None], 3)
+            tl.store(token_sizes + of_head, weight_size, mask=in_heads)
+            tl.store(own + of_head, new * own_match, mask=in_heads)
+            tl.store(gone + of_head, tl.exp2((tl.sum(steps, 1) + new) * rate), mask=in_heads)
+        else:
+            tl.store(own + of_head, new, mask=in_heads)
+            tl.store(gone + of_head, tl.exp2(new * rate), mask=in_heads)
+        if not CODED:
+            of_group = (row * GROUPS + group) * D_STATE + n
+            tl.store(asked + of_group, number(C) * C_factor, mask=in_n & first)
+            tl.store(given + of_group, number(B) * B_factor, mask=in_n & first)
 
 
 @triton.jit
 def _step(
     slots, positions, convolved, x_scale, D, state_rows, state_choice, state, waiting_x,
-    asked, given, matches, digits, sizes, weights, gone, y,
+    asked, given, asked_digits, asked_sizes, token_digits, token_sizes, own, gone, y,
     HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr,
     INTERVAL: tl.constexpr, CODED: tl.constexpr, SCALE_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr,
-    P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr, PDL: tl.constexpr,
+    P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One head of one row."""
     INNER: tl.constexpr = HEADS * HEADDIM
@@ -296,8 +315,6 @@ def _step(
     row = tl.program_id(1).to(tl.int64)
     let_next_start(PDL)
     slot = tl.load(slots + row).to(tl.int64)
-    position = tl.load(positions + slot)
-    j = position % INTERVAL if INTERVAL > 0 else 0
     p = tl.arange(0, P_TILE)
     n = tl.arange(0, N_TILE)
     i = tl.arange(0, TOKENS)
@@ -307,9 +324,12 @@ def _step(
     c = head * HEADDIM + p
     home = state + (slot * HEADS + head) * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
     before = tl.load(home, mask=tile, other=0)
-    x_home = waiting_x + slot * (INTERVAL * INNER) + c
     if INTERVAL > 0:
-        old_x = tl.load(x_home[None, :] + i[:, None] * INNER, mask=(i < j)[:, None] & in_p[None, :], other=0)
+        j = tl.load(positions + slot) % INTERVAL
+        block = slot * ((INTERVAL + BLOCK - 1) // BLOCK) + i // BLOCK
+        x_home = waiting_x + (block[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
+        begun = i // BLOCK * BLOCK < j  # whole blocks: what waits in them for later is multiplied by zeros
+        old_x = tl.load(x_home, mask=begun[None, :] & in_p[:, None], other=0)
     skip = tl.load(D + head)
     x_factor = tl.load(x_scale + c, mask=in_p, other=0.0)
     if CODED:
@@ -317,40 +337,39 @@ def _step(
         own_row = tl.load(state_rows + head * 4 + r // 4)
         if SCALE_ROWS > OWN_ROWS:
             own_row -= group * OWN_ROWS
+        own_row += (row * GROUPS + group) * OWN_ROWS
     wait_for_previous(PDL)
-    new_x = number(tl.load(convolved + row * INNER + c, mask=in_p, other=0))
-    here = row * GROUPS + group
-    weight = tl.load(weights + (row * HEADS + head) * TOKENS + i, mask=i <= j, other=0.0)
-    forgotten = tl.load(gone + row * HEADS + head)
-    new_dt = tl.load(weights + (row * HEADS + head) * TOKENS + j)
+    of_head = row * HEADS + head
+    new_x = number(tl.load(convolved + row * INNER + c, mask=in_p, other=0)) * x_factor
+    own_weight = tl.load(own + of_head)
+    forgotten = tl.load(gone + of_head)
     if CODED:
         digit = tl.load(
-            digits + ((here * OWN_ROWS + own_row) * 4 + r % 4)[:, None] * D_STATE + n[None, :],
-            mask=in_n[None, :], other=0,
-        )  # fmt: skip
-        worth = tl.load(sizes + here * OWN_ROWS + own_row) * tl.exp2(-6.0 - 7.0 * (r % 4).to(tl.float32))
+            asked_digits + (own_row * 4 + r % 4)[:, None] * D_STATE + n[None, :], mask=in_n[None, :], other=0
+        )
+        worth = tl.load(asked_sizes + own_row) * tl.exp2(-6.0 - 7.0 * (r % 4).to(tl.float32))
     else:
-        question = tl.load(asked + here * D_STATE + n, mask=in_n, other=0.0)
+        question = tl.load(asked + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
     if INTERVAL > 0:
-        weight = weight * tl.load(matches + here * TOKENS + i, mask=i <= j, other=0.0)
-        own = new_dt * tl.load(matches + here * TOKENS + j)
-    if CODED:
-        parts = tl.dot(before, tl.trans(digit)).to(tl.float32) * worth[None, :]
-        carried = tl.sum(tl.where((r // 4)[None, :] == choice[:, None], parts, 0.0), 1)
-    elif INTERVAL > 0:
-        carried = tl.sum(before.to(tl.float32) * question[None, :], 1)
-    if INTERVAL > 0:
-        most, inverse_most = power_of_two_above(tl.max(tl.abs(weight)))
-        high, low = split(weight * inverse_most)
-        terms = tl.where(r[None, :] == 0, high[:, None], tl.where(r[None, :] == 1, low[:, None], 0.0))
-        within = tl.sum(tl.dot(tl.trans(half(old_x)), terms.to(tl.float16)), 1) * most + new_x * own
-        result = carried * forgotten + within * x_factor
+        token_digit = tl.load(
+            token_digits + (of_head * 4 + r)[:, None] * TOKENS + i[None, :], mask=(r < 3)[:, None], other=0
+        )
+        token_worth = tl.load(token_sizes + of_head) * tl.exp2(-6.0 - 7.0 * r.to(tl.float32))
+        within = tl.dot(old_x, tl.trans(token_digit)).to(tl.float32) * token_worth[None, :]
+        if CODED:
+            parts = tl.dot(before, tl.trans(digit)).to(tl.float32) * (worth * forgotten)[None, :]
+            parts = tl.where((r // 4)[None, :] == choice[:, None], parts, 0.0)
+            result = tl.sum(parts + within * x_factor[:, None], 1)
+        else:
+            result = tl.sum(before.to(tl.float32) * question[None, :], 1) * forgotten
+            result += tl.sum(within, 1) * x_factor
+        result += new_x * own_weight
     else:
-        direction = tl.load(given + here * D_STATE + n, mask=in_n, other=0.0)
-        h = before * forgotten + (new_x * x_factor * new_dt)[:, None] * direction[None, :]
+        direction = tl.load(given + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
+        h = before * forgotten + (new_x * own_weight)[:, None] * direction[None, :]
         tl.store(home, h, mask=tile)
         result = tl.sum(h * question[None, :], 1)
-    tl.store(y + row * INNER + c, result + skip * (new_x * x_factor), mask=in_p)
+    tl.store(y + row * INNER + c, result + skip * new_x, mask=in_p)
 
 
 @triton.jit
@@ -358,7 +377,7 @@ def _round_states(
     slots, x_scale, B_scale, A, state_scale, state_row, state, waiting_x, waiting_B, waiting_dt,
     all_slots, scale_rows,
     HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, INTERVAL: tl.constexpr,
-    CODED: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr,
+    CODED: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     INNER: tl.constexpr = HEADS * HEADDIM
     head = tl.program_id(0)
@@ -372,8 +391,9 @@ def _round_states(
     tile = in_p[:, None] & in_n[None, :]
     c = head * HEADDIM + p
     steps = tl.load(waiting_dt + (slot * INTERVAL + i) * HEADS + head, mask=there, other=0.0)
+    block = slot * ((INTERVAL + BLOCK - 1) // BLOCK) + i // BLOCK
     x = tl.load(
-        waiting_x + (slot * INTERVAL + i[:, None]) * INNER + c[None, :],
+        waiting_x + (block[:, None] * INNER + c[None, :]) * BLOCK + i[:, None] % BLOCK,
         mask=there[:, None] & in_p[None, :],
         other=0,
     )
@@ -439,26 +459,26 @@ def step(
     new = y.new_empty
     convolved = new(rows, s.d_inner, dtype=torch.int8)
     asked, given = new(rows, s.ngroups, s.d_state), new(rows, s.ngroups, s.d_state)
-    matches, weights, gone = new(rows, s.ngroups, tokens), new(rows, s.nheads, tokens), new(rows, s.nheads)
-    digits = new(rows, s.ngroups, own_rows, 4, s.d_state, dtype=torch.int8)
-    sizes_of_rows = new(rows, s.ngroups, own_rows)
+    asked_digits = new(rows, s.ngroups, own_rows, 4, s.d_state, dtype=torch.int8)
+    asked_sizes = new(rows, s.ngroups, own_rows)
+    token_digits = new(rows, s.nheads, 4, tokens, dtype=torch.int8)
+    token_sizes, own, gone = new(rows, s.nheads), new(rows, s.nheads), new(rows, s.nheads)
+    between = (asked, given, asked_digits, asked_sizes, token_digits, token_sizes, own, gone)
     options = launch_options(projected)
+    of_mixer = (s.nheads, s.headdim, s.ngroups, s.d_state)
     of_state = (s.interval, coded, len(c.state_scale), own_rows)
-    parts = triton.cdiv(own_rows, 4) if coded else 1
-    programs = s.ngroups * parts + triton.cdiv(s.nheads, _HEADS) + triton.cdiv(s.d_inner, _CHANNELS)
-    _prepare[programs, rows](
+    parts = triton.cdiv(s.nheads // s.ngroups, _HEADS) + (triton.cdiv(own_rows, 4) if coded else 0)
+    _prepare[s.ngroups * parts + triton.cdiv(s.d_inner, _CHANNELS), rows](
         projected, slots, positions, c.conv_weight, c.conv_scale, c.conv_bias, c.conv_inverse, c.B_scale, c.C_scale,
-        c.dt_scale, c.dt_bias, c.A, c.state_scale, m.ring, m.x, m.B, m.dt, convolved, asked, given, matches, digits,
-        sizes_of_rows, weights, gone, *dt_limit, projected.stride(0),
-        s.nheads, s.headdim, s.ngroups, s.d_state, s.d_conv, *of_state, n_tile, tokens, _HEADS, _CHANNELS,
+        c.dt_scale, c.dt_bias, c.A, c.state_scale, m.ring, m.x, m.B, m.dt, convolved, *between, *dt_limit,
+        projected.stride(0), *of_mixer, s.d_conv, *of_state, n_tile, tokens, BLOCK, _HEADS, _CHANNELS,
         num_warps=4, **options,
     )  # fmt: skip
     _step[s.nheads, rows](
-        slots, positions, convolved, c.x_scale, c.D, c.state_rows, c.state_choice, m.state, m.x,
-        asked, given, matches, digits, sizes_of_rows, weights, gone, y,
-        s.nheads, s.headdim, s.ngroups, s.d_state, *of_state, p_tile, n_tile, tokens,
-        # One warp has nobody to wait for. (Four gave wrong results on an H200; see the test on the GPU.)
-        num_warps=1 if s.interval else 4, **options,
+        slots, positions, convolved, c.x_scale, c.D, c.state_rows, c.state_choice, m.state, m.x, *between, y,
+        *of_mixer, *of_state, p_tile, n_tile, tokens, BLOCK,
+        # Codes: never four warps. Triton 3.6 then multiplies by wgmma and points it outside of shared memory.
+        num_warps=4 if not s.interval else 1 if coded else 2, **options,
     )  # fmt: skip
 
 
@@ -478,5 +498,5 @@ def round_states(slots: Tensor, constants: Constants, memory: Memory, sizes: Siz
         slots, c.x_scale, c.B_scale, c.A, c.state_scale, c.state_row,
         m.state, m.x, m.B, m.dt, all_slots, c.state_scale.shape[1],
         sizes.nheads, sizes.headdim, sizes.ngroups, sizes.d_state, sizes.interval, m.state.element_size() == 1,
-        p_tile, n_tile, tokens, num_warps=4, enable_fp_fusion=False,
+        p_tile, n_tile, tokens, BLOCK, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip

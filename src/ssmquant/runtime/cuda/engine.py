@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,35 +19,33 @@ from ssmquant.runtime.cuda.launches import PIECE, Launches
 from ssmquant.runtime.cuda.mamba1 import Mamba1Layers
 from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 from ssmquant.runtime.cuda.network import Network, Unsupported, network_of
+from ssmquant.runtime.cuda.records import from_record, to_record
 from ssmquant.runtime.cuda.slots import SCRATCH, Slots
+from ssmquant.runtime.state_file import SequenceRecord, read_state, write_state
 
 if TYPE_CHECKING:
     from ssmquant.families import Shell
 
-__all__ = ["CudaEngine", "CudaState", "decline"]
+__all__ = ["CudaEngine", "CudaState"]
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CAPABILITY = (8, 0)
 _PROMPT_GRAPHS = 8  # shapes of prompts whose launches are kept
 
 
-def decline(shell: Shell) -> str | None:
-    """Return why there can be no GPU engine for a model where it is, or None."""
-    device = shell.device
+def _check_device(device: torch.device) -> None:
     if device.type != "cuda":
-        return f"the model is on {device.type}; move it with model.to('cuda')"
+        raise Unsupported(f"the model is on {device.type}; move it with model.to('cuda')")
     found = torch.cuda.get_device_capability(device)
     if found < _CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return (
-            f"{name} has compute capability {found[0]}.{found[1]}; the kernels need 8.0 (Ampere) or later; "
-            "the reference runs there"
+        raise Unsupported(
+            f"{torch.cuda.get_device_name(device)} has compute capability {found[0]}.{found[1]}; the kernels need 8.0 "
+            "(Ampere) or later"
         )
-    try:
-        network_of(shell)
-    except Unsupported as reason:
-        return str(reason)
-    return None
+
+
+Keep = Callable[[str | Path, "CudaState"], None]
+"""Writes a state to a file."""
 
 
 class CudaState:
@@ -56,10 +55,11 @@ class CudaState:
         pool: whose slots they are; already held for this state.
         slots: of each row.
         positions: tokens that each row has seen.
+        keep: writes records of all rows to a file.
     """
 
-    def __init__(self, pool: Slots, slots: list[int], positions: list[int]) -> None:
-        self._pool, self._slots, self.positions = pool, slots, positions
+    def __init__(self, pool: Slots, slots: list[int], positions: list[int], keep: Keep) -> None:
+        self._pool, self._slots, self.positions, self._keep = pool, slots, positions, keep
         self._stepped = False
 
     def __del__(self) -> None:
@@ -88,7 +88,18 @@ class CudaState:
     def fork(self) -> CudaState:
         """Return a state that goes on independently of this one; memory is shared until one is stepped."""
         self._pool.hold(self.slots)
-        return CudaState(self._pool, list(self.slots), list(self.positions))
+        return CudaState(self._pool, list(self.slots), list(self.positions), self._keep)
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file, which any engine of the same model goes on from (`CudaEngine.load_state`).
+
+        Args:
+            path: the file; one that is there is replaced.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._keep(path, self)
 
     def select(self, rows: Tensor) -> CudaState:
         """Return the state of some sequences of the batch, renumbered in the given order.
@@ -99,7 +110,7 @@ class CudaState:
         kept = rows.tolist()
         slots = [self.slots[row] for row in kept]
         self._pool.hold(slots)
-        return CudaState(self._pool, slots, [self.positions[row] for row in kept])
+        return CudaState(self._pool, slots, [self.positions[row] for row in kept], self._keep)
 
     def hand_over(self) -> list[int]:
         """Return the slots; whoever takes them holds them from now on, and this state is no longer good."""
@@ -144,22 +155,17 @@ class CudaEngine:
 
     Args:
         network: the model, on the GPU.
-
-    Raises:
-        InputError: the GPU is too old.
+        shell: the model that it was made of, for saved states; None for one that has none.
+        identity: gives the digest of the model, for saved states.
     """
 
     reason = ""
     """Why a slower engine runs the model: it does not."""
 
-    def __init__(self, network: Network) -> None:
-        found = torch.cuda.get_device_capability(network.device)
-        if found < _CAPABILITY:
-            raise InputError(
-                f"{torch.cuda.get_device_name(network.device)} has compute capability {found[0]}.{found[1]}; the GPU "
-                "engine needs 8.0 (Ampere) or later; run the model without it"
-            )
-        self.network = network
+    def __init__(
+        self, network: Network, shell: Shell | None = None, identity: Callable[[], str] = lambda: ""
+    ) -> None:
+        self.network, self.shell, self.identity = network, shell, identity
         assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers))
         self.mixers = network.mixers
         self.pool = Slots(self.mixers.memory, network.device, self._forget_graphs)
@@ -169,16 +175,18 @@ class CudaEngine:
         self._stream = torch.cuda.Stream(network.device)
 
     @classmethod
-    def of(cls, shell: Shell) -> CudaEngine:
-        """Return the engine of a model for which `decline` has no reason.
+    def of(cls, shell: Shell, *, identity: Callable[[], str] = lambda: "") -> CudaEngine:
+        """Return the engine of a model.
+
+        Args:
+            shell: the model, on a GPU.
+            identity: gives its digest, for saved states.
 
         Raises:
-            InputError: there is a reason.
+            Unsupported: the reason why there is none.
         """
-        reason = decline(shell)
-        if reason:
-            raise InputError(f"no GPU engine: {reason}")
-        return cls(network_of(shell))
+        _check_device(shell.device)
+        return cls(network_of(shell), shell, identity)
 
     @property
     def graph_bytes(self) -> int:
@@ -198,8 +206,13 @@ class CudaEngine:
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"prompt {index} has no tokens; begin it with the model's first token")
+            if min(prompt) < 0 or max(prompt) >= self.network.vocab:
+                raise InputError(
+                    f"prompt {index} has tokens outside of the vocabulary of {self.network.vocab}; use the tokenizer "
+                    "of this model"
+                )
         device = self.network.device
-        state = CudaState(self.pool, self.pool.take(len(prompts)), [len(prompt) for prompt in prompts])
+        state = self._state(self.pool.take(len(prompts)), [len(prompt) for prompt in prompts])
         logits = torch.empty(len(prompts), self.network.vocab, device=device)
         for rows, length in _groups(state.positions):
             ids = torch.tensor([list(prompts[row]) for row in rows], device=device)
@@ -240,7 +253,7 @@ class CudaEngine:
             float32 logits ``[B, vocab]`` and the new state.
         """
         slots = self.pool.alone(state.hand_over())
-        after = CudaState(self.pool, slots, [position + 1 for position in state.positions])
+        after = self._state(slots, [position + 1 for position in state.positions])
         parts = []
         for first in range(0, len(slots), BUCKETS[-1]):
             part = slots[first : first + BUCKETS[-1]]
@@ -264,6 +277,37 @@ class CudaEngine:
         ]
         if due:
             self.mixers.round(self._upload(due), self.pool.tensors)
+
+    # States
+
+    def _state(self, slots: list[int], positions: list[int]) -> CudaState:
+        return CudaState(self.pool, slots, positions, self._save)
+
+    def _save(self, path: str | Path, state: CudaState) -> None:
+        records = [
+            to_record(self.mixers, self.pool.tensors, slot, tokens)
+            for slot, tokens in zip(state.slots, state.positions, strict=True)
+        ]
+        write_state(path, records, identity=self.identity())
+
+    def load_state(self, path: str | Path) -> CudaState:
+        """Return the state that ``save`` of any engine's state of the same model wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or of another model.
+        """
+        assert self.shell is not None, "an engine of a model"
+        return self._restored(read_state(path, self.shell, identity=self.identity()))
+
+    def _restored(self, records: Sequence[SequenceRecord]) -> CudaState:
+        state = self._state(self.pool.take(len(records)), [record.tokens for record in records])
+        for slot, record in zip(state.slots, records, strict=True):
+            from_record(self.mixers, self.pool.tensors, slot, record)
+            self.pool.positions[slot] = record.tokens
+        return state
 
     # Prompts
 

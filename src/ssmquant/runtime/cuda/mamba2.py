@@ -16,7 +16,7 @@ from torch import Tensor
 from ssmquant.ops.causal_conv1d.triton import convolve_into_ring
 from ssmquant.ops.hadamard.triton import emit, unsupported_rows, unsupported_size
 from ssmquant.ops.ssd.triton import scan_codes, size_of_states
-from ssmquant.ops.ssd.triton_step import Constants, Memory, Sizes, round_states, step
+from ssmquant.ops.ssd.triton_step import BLOCK, Constants, Memory, Sizes, in_blocks, round_states, step
 from ssmquant.runtime.cuda.network import (
     Linear,
     Norm,
@@ -118,7 +118,7 @@ class Mamba2Layers:
         return {
             "ring": empty(s.d_conv, s.conv_dim),
             "state": empty(s.nheads, s.headdim, s.d_state, dtype=self.state_dtype),
-            "x": empty(s.interval, s.d_inner),
+            "x": empty(-(-s.interval // BLOCK), s.d_inner, BLOCK),
             "B": empty(s.interval, s.ngroups * s.d_state),
             "dt": empty(s.interval, s.nheads, dtype=torch.float32),
         }
@@ -177,7 +177,8 @@ class Mamba2Layers:
                 m.state, scale_a_channel=False, slots=slots, fresh=start == 0,
             )  # fmt: skip
             if waiting:
-                m.x[where, :waiting] = x[:, -waiting:]
+                codes = in_blocks(x[:, -waiting:])
+                m.x[where, : codes.shape[1]] = codes
                 m.B[where, :waiting] = B[:, -waiting:]
                 steps = torch.nn.functional.softplus(dt[:, -waiting:] * c.dt_scale + c.dt_bias)
                 m.dt[where, :waiting] = steps.clamp(*self.dt_limit)

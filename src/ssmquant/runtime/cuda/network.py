@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssmquant.ops.hadamard.triton import emit
+from ssmquant.ops.int4_embedding import int4_embedding
 from ssmquant.ops.int4_linear.triton import arrange, linear_int4, norm_linear_int4
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.int8_linear.triton import MAX_NORM_TOKENS, linear_int8, norm_linear_int8
@@ -87,11 +88,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Table of token vectors: int8 with a scale a token, or float16.
+    """Table of token vectors: int8 with a scale a token, int4 with scales a group, or float16.
 
     Attributes:
-        table: ``[V, d_model]``.
-        scale: float32 ``[1]`` or ``[V]``; None for a float table.
+        table: ``[V, d_model]``; int4: uint8 ``[V, d_model / 2]``.
+        scale: float32 ``[1]`` or ``[V]``; int4: ``[V, groups]``; None for a float table.
     """
 
     table: Tensor
@@ -101,7 +102,8 @@ class Embedding:
         """Return float32 rows ``[..., d_model]``."""
         if self.scale is None:
             return functional.embedding(ids, self.table).float()
-        rows: Tensor = int8_embedding(ids, self.table, self.scale)
+        gather = int4_embedding if self.table.dtype == torch.uint8 else int8_embedding
+        rows: Tensor = gather(ids, self.table, self.scale)
         return rows
 
 
@@ -181,11 +183,12 @@ def network_of(shell: Shell) -> Network:
     from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 
     stored = shell.embedding.stored
-    if "codes" not in stored and "weight" not in stored:
+    table = next((stored[name] for name in ("codes", "packed", "weight") if name in stored), None)
+    if table is None:
         raise Unsupported(
-            f"embedding.weight is stored as {shell.embedding.format.name}; the GPU engine runs int8 and float"
+            f"embedding.weight is stored as {shell.embedding.format.name}; the GPU engine runs int8, int4 and float"
         )
-    embedding = Embedding(stored["codes"] if "codes" in stored else stored["weight"], stored.get("scale"))
+    embedding = Embedding(table, stored.get("scale"))
     head_scale = shell.head.input.static_scale
     if head_scale is None or head_scale.numel() > 1:
         raise Unsupported("the head's input has no single static int8 scale (choose the recipe's head=int8)")
