@@ -3,8 +3,8 @@
     python benchmarks/edge.py            # write
     python benchmarks/edge.py --check    # exit with 1 if it would change
 
-Nothing here is measured on such a device: bytes and operations are counted from the plans, and the share of a GPU's
-limits that the kernels reach is what `gpu.py` measured (benchmarks/results/gpu-h200.json).
+Nothing here is measured on such a device: bytes and operations are counted from the plans, and the shares of a GPU's
+limits that the kernels reach are what `gpu.py` and `gpu_linear.py` measured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ssmquant.sites import SiteKind
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "results" / "gpu-h200.json"
+KERNELS = MEASURED.with_name("gpu-linear-h200.json")
 DOCUMENT = ROOT / "docs" / "edge.md"
 
 
@@ -63,6 +64,7 @@ MODELS = (
     ("mamba2-8b", "quamba2-w4a8", ("mamba2-8b", 4), None),
     ("mamba2-8b", "quamba2-w4a8+embedding=int4+head=int4", ("mamba2-8b", 4), 79.9),
 )
+PUBLISHED_ON = "Jetson Orin Nano 8GB"
 PROMPT = 2048
 
 
@@ -99,66 +101,77 @@ class Shares:
     """Shares of a GPU's limits, 0 … 1, that a model reached where it was measured.
 
     Attributes:
+        kernel: of the bandwidth, the kernel of a large projection (in_proj of the 8B model), for one row.
         step: of the bandwidth, a whole token.
         prompt: of the int8 peak, a whole prompt, its linear layers' operations alone.
     """
 
+    kernel: float
     step: float
     prompt: float
 
 
-def measured_shares(files: Mapping[tuple[str, int], Mapping[str, Any]]) -> Iterator[Shares]:
-    """Yield the shares of each model."""
+def measured_shares(measured: Mapping[str, Any], kernels: Mapping[str, Any]) -> Iterator[Shares]:
+    """Yield the shares of each model; a prompt's only where it was measured."""
+    rows = {(row["model"], row["weights"]): row for row in measured["models"]}
     for shape, recipe, key, _ in MODELS:
-        needed, row = work(shape_plan(shape, recipe.partition("+")[0])), files[key]
+        needed, row = work(shape_plan(shape, recipe)), rows[key]
+        kernel = next(
+            1e9 * row["gbps"] / MEASURED_ON.bandwidth
+            for row in kernels["rows"]
+            if (row["name"], row["op"], row["m"]) == ("8B in_proj", f"int{key[1]}_linear", 1)
+        )
         step = needed.read / (row["decode"]["1"]["tpot_ms"] * 1e-3) / MEASURED_ON.bandwidth
         prompt = needed.operations / (row["prompt"][f"1x{PROMPT}"] * 1e-3) / MEASURED_ON.int8
-        yield Shares(step, prompt)
+        yield Shares(kernel, step, prompt)
 
 
-def document(measured: Mapping[str, Any]) -> str:
+def document(measured: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     """Return docs/edge.md."""
-    files = {(row["model"], row["weights"]): row for row in measured["models"]}
-    shares = list(measured_shares(files))
+    shares = list(measured_shares(measured, kernels))
+    works = [work(shape_plan(shape, recipe)) for shape, recipe, _, _ in MODELS]
     lines = [
         "# On small GPUs: an estimate",
         "",
-        "Written by `python benchmarks/edge.py` from counted bytes and operations and from the shares of the limits that",
-        f"the kernels reached on one {measured['environment']['gpu']} (`benchmarks/results/gpu-h200.json`). **None of the",
-        "devices below was at hand.** Assumed: the same shares of the datasheet's bandwidth (a token) and of its dense int8",
-        "peak (a prompt) as there. A token on a slow memory waits relatively less for launches, so the first is careful;",
-        "a prompt's scan and convolution are not int8 products, so the second depends on how a device's other units",
-        "compare. One sequence; the kernels use nothing that compute capability 8.7 lacks.",
+        "Written by `python benchmarks/edge.py` from counted bytes and operations and from the shares of the",
+        f"limits that the kernels reached on one {measured['environment']['gpu']}",
+        "(`benchmarks/results/gpu-h200.json`, `gpu-linear-h200.json`). **None of the devices below was at hand.**",
         "",
-        "| model | weights GB | read a token GB | state MB | share of the bandwidth | share of the int8 peak |",
-        "|---|---|---|---|---|---|",
+        "A token: between the time that the bytes which it reads take at the share of the bandwidth that the kernel",
+        "of a large projection reached there, and the same at the share of the whole token. There most of a token",
+        "is the latency of launches, which a slow memory hides: its kernels take as long as that large one did there",
+        "and longer. So the truth should be nearer to the first. A prompt: its int8",
+        "products at the share of the dense peak that a whole prompt reached there; scan and convolution are no",
+        "int8 products, so this depends on how a device's other units compare. One sequence; the kernels use nothing",
+        "that compute capability 8.7 lacks, and their tiles are not tuned for it.",
+        "",
+        "| model | weights GB | read a token GB | state MB | kernel's share | token's share | prompt's share |",
+        "|---|---|---|---|---|---|---|",
     ]
-    works = [work(shape_plan(shape, recipe)) for shape, recipe, _, _ in MODELS]
     for (shape, recipe, _, _), needed, share in zip(MODELS, works, shares, strict=True):
         lines.append(
             f"| {shape} `{recipe}` | {needed.stored / 1e9:.2f} | {needed.read / 1e9:.2f} | {needed.state / 1e6:.0f} | "
-            f"{share.step:.0%} | {share.prompt:.0%} |"
+            f"{share.kernel:.0%} | {share.step:.0%} | {share.prompt:.0%} |"
         )
     for name, device in DEVICES.items():
-        room = device.memory - device.system
         lines += [
             "",
             f"## {name}",
             "",
             f"{device.source}; {device.system / 1e9:.1f} GB taken off for the system.",
             "",
-            f"| model | fits | ms a token | at the bandwidth | {PROMPT:,} tokens, ms | published, ms a token |",
-            "|---|---|---|---|---|---|",
+            f"| model | fits | ms a token | {PROMPT:,} tokens, ms | published, ms a token |",
+            "|---|---|---|---|---|",
         ]
         for (shape, recipe, _, published), needed, share in zip(MODELS, works, shares, strict=True):
-            floor = needed.read / device.bandwidth * 1e3
-            prompt = needed.operations / (device.int8 * share.prompt) * 1e3
-            quoted = f"{published}" if published and name == "Jetson Orin Nano 8GB" else ""
-            fits = needed.stored + needed.state <= room
-            cells = (
-                [f"{floor / share.step:.1f}", f"{floor:.1f}", f"{prompt:,.0f}"] if fits else ["–", "–", "–"]
+            fits = needed.stored + needed.state <= device.memory - device.system
+            token = [1e3 * needed.read / device.bandwidth / part for part in (share.kernel, share.step)]
+            prompt = 1e3 * needed.operations / (device.int8 * share.prompt)
+            cells = [f"{token[0]:.0f} to {token[1]:.0f}", f"{prompt:,.0f}"] if fits else ["–", "–"]
+            quoted = str(published) if published and name == PUBLISHED_ON else ""
+            lines.append(
+                f"| {shape} `{recipe}` | {'yes' if fits else 'no'} | {' | '.join(cells)} | {quoted} |"
             )
-            lines.append(f"| {shape} `{recipe}` | {'yes' if fits else 'no'} | {' | '.join(cells)} | {quoted} |")
     return "\n".join(lines) + "\n"
 
 
@@ -168,7 +181,7 @@ def main(
     ] = False,
 ) -> None:
     """Write the document from the measured file."""
-    text = document(json.loads(MEASURED.read_text(encoding="utf-8")))
+    text = document(*(json.loads(path.read_text(encoding="utf-8")) for path in (MEASURED, KERNELS)))
     if DOCUMENT.is_file() and DOCUMENT.read_text(encoding="utf-8") == text:
         return
     if check:

@@ -11,6 +11,7 @@ measured on the same GPU model, are quoted with their source.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import platform
@@ -48,7 +49,6 @@ MODELS = (
     ("mamba-2.8b", 8, (1, 64), ((1, 512), (1, 2048))),
 )
 _LINEAR = ("_rows", "_tiles", "_grouped")
-_BEGINS = (*_LINEAR, "_emit", "_emit_many")
 _STAGES = {
     "_prepare": "conv, weights of tokens", "_step": "scan", "_convolve": "conv", "_decays": "decays",
     "_states": "states", "_outputs": "outputs",
@@ -138,11 +138,13 @@ def kernels(run: Callable[[], object], layers: int) -> list[tuple[str, float]]:
     events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda e: e.time_range.start)
     names = [e.name for e in events]
-    for period in range(2, len(names) // layers + 1):
+    for period in range(4, len(names) // layers + 1):
         for first in range(len(names) - period * layers + 1):
             part = names[first : first + period]
-            # A layer begins with the product of in_proj, or with the norm before it.
-            if part[0] in _BEGINS and names[first : first + period * layers] == part * layers:
+            # A layer begins with the norm, unless it is in_proj's, and in_proj; the convolution follows.
+            product = int(part[0].startswith("_emit"))
+            begins = part[product] in _LINEAR and not part[product + 1].startswith((*_LINEAR, "_emit"))
+            if begins and names[first : first + period * layers] == part * layers:
                 times = [e.device_time for e in events[first : first + period * layers]]
                 return [(name, statistics.median(times[i::period])) for i, name in enumerate(part)]
     raise AssertionError(f"no period in {names[:40]}")
@@ -223,7 +225,6 @@ def model(
     name: str, bits: int, batches: tuple[int, ...], prompts: tuple[tuple[int, int], ...]
 ) -> dict[str, Any]:
     """Return the row of a model."""
-    torch.cuda.empty_cache()
     engine = CudaEngine(make(name, bits))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -243,10 +244,10 @@ def model(
     return row
 
 
-def ratio(changed: Callable[[Network], Network], rows: int) -> Row:
-    """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model, and of it changed, in turns."""
+def ratio(changed: Callable[[], Network], rows: int) -> Row:
+    """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model and of a changed one, in turns."""
     times: dict[str, list[float]] = {"tpot": [], "ttft": [], "changed_tpot": [], "changed_ttft": []}
-    engines = [CudaEngine(make("mamba2-2.7b", 8)), CudaEngine(changed(make("mamba2-2.7b", 8)))]
+    engines = [CudaEngine(make("mamba2-2.7b", 8)), CudaEngine(changed())]
     for _ in range(3):
         for prefix, engine in zip(("", "changed_"), engines, strict=True):
             times[f"{prefix}tpot"].append(decode(engine, rows)["tpot_ms"])
@@ -259,14 +260,9 @@ def ratio(changed: Callable[[Network], Network], rows: int) -> Row:
     }  # fmt: skip
 
 
-def one_scale(network: Network) -> Network:
-    """Return the 2.7B model with one scale a tensor."""
-    del network
-    return make("mamba2-2.7b", 8, piecewise=False)
-
-
-def decomposed(network: Network) -> Network:
-    """Return a model whose projections split outlier columns off and scale each token when they run."""
+def decomposed() -> Network:
+    """Return the 2.7B model with projections that split outlier columns off and scale each token as they run."""
+    network = make("mamba2-2.7b", 8)
     mixers = network.mixers
     assert isinstance(mixers, Mamba2Layers)
     layers = tuple(
@@ -376,6 +372,7 @@ def main() -> None:
             into(run())
         except Exception as error:  # one cell must not take the others with it
             result["left_out"].append(f"{what}: {type(error).__name__} {str(error)[:300]}")
+        gc.collect()  # an engine is part of a cycle
         torch.cuda.empty_cache()
         result["seconds"] = time.time() - began
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -398,7 +395,8 @@ def main() -> None:
     for bits in (8, 4):
         into = partial(result.__setitem__, f"stages_w{bits}a8")
         measure(f"stages W{bits}A8", partial(stage_tables, "mamba2-2.7b", bits), into)
-    measure("one scale", partial(ratio, one_scale, 64), partial(result.__setitem__, "one_scale"))
+    same = partial(make, "mamba2-2.7b", 8, piecewise=False)
+    measure("one scale", partial(ratio, same, 64), partial(result.__setitem__, "one_scale"))
     measure("decomposition", partial(ratio, decomposed, 64), partial(result.__setitem__, "decomposition"))
     if options.mamba_ssm:
         for cells in BASELINE[1:]:

@@ -2,9 +2,9 @@
 
 The kernels are read from an unpacked source distribution of mamba-ssm (Apache 2.0), which is no part of this
 repository: scans, state update, and the norms with their fused additions and gates. Its package builds CUDA extensions
-for two things more. The causal convolution is compiled by torch.compile here; Mamba-1's scan of a prompt has no Triton
-kernel, so of Mamba-1 only steps are measured. Layers, states (float16) and the residual (float32) are as mamba_ssm
-runs them; weights are random.
+for two things more. For the causal convolution our Triton kernel stands in, on float16; Mamba-1's scan of a prompt has
+no Triton kernel, so of Mamba-1 only steps are measured. Layers, states (float16) and the residual (float32) are as
+mamba_ssm runs them; weights are random.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from gpu_models import DEVICE, Shape
 from torch import Tensor
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import linear
+
+from ssmquant.ops.causal_conv1d.triton import convolve_into_ring
 
 __all__ = ["prompt", "step", "use_mamba_ssm"]
 
@@ -66,19 +68,14 @@ def _weights(shape: Shape) -> Weights:
     }
 
 
-@torch.compile(dynamic=False)
-def _convolve_token(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve a token ``[M, C]`` with the three before it, which ``kept [M, C, 4]`` has; keep it too."""
-    window = torch.cat([kept[:, :, 1:], x[:, :, None]], dim=2)
-    kept.copy_(window)
-    return silu((window.float() * weight.float()).sum(-1) + bias.float()).half()
-
-
-@torch.compile(dynamic=False)
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    padded = pad(x, (0, 0, 3, 0)).float()
-    total = sum(padded[:, tap : tap + x.shape[1]] * weight[:, tap].float() for tap in range(4))
-    return silu(total + bias.float()).half()
+def _convolve(x: Tensor, kept: Tensor, w: Weights) -> Tensor:
+    """Return the convolution of tokens ``[B, L, C]`` and SiLU; ``kept [B, 4, C]`` has the newest inputs."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
+    # A step finds three tokens before its own, a prompt none.
+    positions = torch.full((len(x),), 4 if x.shape[1] == 1 else 0, dtype=torch.int32, device=x.device)
+    convolve_into_ring(x, None, w["conv"], None, w["bias"], kept, kept, rows, positions, None, out)  # type: ignore[arg-type]
+    return out
 
 
 def _layer_step(hidden: Tensor, kept: Tensor, state: Tensor, w: Weights, shape: Shape) -> Tensor:
@@ -90,14 +87,14 @@ def _layer_step(hidden: Tensor, kept: Tensor, state: Tensor, w: Weights, shape: 
     projected = linear(hidden, w["w_in"])
     if shape.kind == "mamba1":
         x, z = projected.chunk(2, dim=-1)
-        x = _convolve_token(x, kept, w["conv"], w["bias"])
+        x = _convolve(x[:, None], kept, w)[:, 0]
         dt, b, c = linear(x, w["w_x"]).split([_RANK, d_state, d_state], dim=-1)
         y = selective_state_update(
             state, x, linear(dt, w["w_dt"]), w["A"], b, c, w["D"], z=z, dt_bias=w["dt_bias"], dt_softplus=True
         )
         return linear(y, w["w_out"])
     z, x_b_c, dt = projected.split([inner, shape.conv_dim, shape.heads], dim=-1)
-    x_b_c = _convolve_token(x_b_c, kept, w["conv"], w["bias"])
+    x_b_c = _convolve(x_b_c[:, None], kept, w)[:, 0]
     x, b, c = x_b_c.split([inner, groups * d_state, groups * d_state], dim=-1)
     heads, width = shape.heads, shape.headdim
     y = selective_state_update(
@@ -117,13 +114,13 @@ def _layer_step(hidden: Tensor, kept: Tensor, state: Tensor, w: Weights, shape: 
     return linear(y, w["w_out"])
 
 
-def _layer_prompt(hidden: Tensor, w: Weights, shape: Shape) -> Tensor:
+def _layer_prompt(hidden: Tensor, kept: Tensor, w: Weights, shape: Shape) -> Tensor:
     from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     inner, groups, d_state = shape.d_inner, shape.groups, shape.d_state
     z, x_b_c, dt = linear(hidden, w["w_in"]).split([inner, shape.conv_dim, shape.heads], dim=-1)
-    x_b_c = _convolve(x_b_c, w["conv"], w["bias"])
+    x_b_c = _convolve(x_b_c, kept, w)
     x, b, c = x_b_c.split([inner, groups * d_state, groups * d_state], dim=-1)
     y, _ = mamba_chunk_scan_combined(
         x.unflatten(-1, (shape.heads, shape.headdim)), dt, w["A"], b.unflatten(-1, (groups, d_state)),
@@ -178,7 +175,7 @@ def _model(shape: Shape) -> tuple[list[Weights], Tensor]:
 def step(shape: Shape, rows: int) -> torch.cuda.CUDAGraph:
     """Return the captured step of a batch."""
     layers, table = _model(shape)
-    kept = torch.randn(shape.layers, rows, shape.conv_dim, 4, device=DEVICE).half()
+    kept = torch.randn(shape.layers, rows, 4, shape.conv_dim, device=DEVICE).half()
     of_row = (shape.heads, shape.headdim) if shape.kind == "mamba2" else (shape.d_inner,)
     state = torch.empty(
         shape.layers, rows, *of_row, shape.d_state, device=DEVICE, dtype=torch.float16
@@ -193,5 +190,6 @@ def step(shape: Shape, rows: int) -> torch.cuda.CUDAGraph:
 def prompt(shape: Shape, batch: int, length: int) -> torch.cuda.CUDAGraph:
     """Return the captured reading of prompts (Mamba-2)."""
     layers, table = _model(shape)
+    kept = torch.empty(batch, 4, shape.conv_dim, device=DEVICE, dtype=torch.float16)
     ids = torch.randint(0, shape.vocab, (batch, length), device=DEVICE)
-    return _captured(lambda: _run(ids, layers, table, lambda i, h: _layer_prompt(h, layers[i], shape)))
+    return _captured(lambda: _run(ids, layers, table, lambda i, h: _layer_prompt(h, kept, layers[i], shape)))

@@ -1,11 +1,6 @@
-"""The C++ linear layers and embedding: bit for bit the reference, on every instruction set that this processor has."""
+"""The C++ linear layers and embedding: bit for bit the reference."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +16,6 @@ from ssmquant.ops.registry import Op
 from .cases import Draw
 
 native = pytest.importorskip("ssmquant._native", reason="the compiled extension is not built")
-
-LEVELS = ("generic", "avx2", "avxvnni", "avx512vnni", "dotprod")
 
 
 def both(op: Op, *args: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -96,20 +89,3 @@ def test_too_many_groups_go_to_the_reference() -> None:
     backend, reasons = int4_linear.chosen(*args, torch.ones(1, k // 2), None, None)
     assert backend == "reference"
     assert "16385 groups" in reasons[0]
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_level(level: str) -> None:
-    """The same tests in a process that is held to one instruction set."""
-    environment = {**os.environ, "SSMQUANT_ISA": level}
-    names = "test_int8_linear or test_int4_linear or test_kernel and (linear or embedding)"
-    tests = [str(Path(__file__)), str(Path(__file__).with_name("test_cpu.py"))]
-    probe = [sys.executable, "-c", "from ssmquant import _native; _native.isa()"]
-    if (
-        "is not an instruction set"
-        in subprocess.run(probe, env=environment, capture_output=True, text=True).stderr
-    ):
-        pytest.skip(f"this processor or build has no {level}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", names, *tests]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout

@@ -60,6 +60,19 @@ def test_codes_out_are_the_quantised_floats(suite: Suite, case: Case) -> None:
         assert torch.equal(codes, numerics.quantize(floats, scale))
 
 
+@pytest.mark.parametrize(
+    ("suite", "case"), [p for p in CASES if p.values[0].op.name in ("gated_rms_norm", "gate", "hadamard")]
+)
+def test_many_rows(suite: Suite, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssmquant.ops.hadamard import triton
+
+    monkeypatch.setattr(triton, "_MANY_ROWS", 0)
+    monkeypatch.setattr(triton, "_MANY", (4, 2))  # two programs, so that each goes from row to row
+    monkeypatch.setattr(triton, "_MANY_IN_PARTS", (2, 2))
+    args = case.args()
+    suite.compare(args, kernel_of(suite).run(*args))
+
+
 # Codes under reduced states: the suites have these cases with floats, which are not for the GPU
 
 

@@ -104,7 +104,7 @@ def _block(
         tl.store(out + t * out_token + c, quantize(y, inverse), mask=written)
     else:
         tl.store(out + t * out_token + c, y, mask=written)
-    if RING:
+    if RING:  # noqa: SIM102  (one is known when the kernel is compiled, the other is not)
         if first + TOKENS > length - TAPS:
             newest = tl.load(x + t * x_token + c, mask=written, other=0)
             place = (position + t) % TAPS

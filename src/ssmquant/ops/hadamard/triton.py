@@ -4,8 +4,9 @@
 the tile ``X [outer, inner]``, and its transform ``H_outer X H_inner^T`` two products on tensor cores. Their entries are
 +1 and -1; X goes in as two float16 terms (22 bits, after scaling by a power of two), so the result is float32's.
 
-Few rows are spread over many programs, each of which computes a block of the outer rows; many rows get a program each,
-which applies the outer factor as two factors of 16 and more.
+Few rows are spread over many programs, each of which computes a block of the outer rows; more get a program each, which
+applies the outer factor as two factors of 16 and more; with many, a program goes from row to row, and the factors are
+chosen so that little is padded.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _LARGEST_ROW = 16384  # channels that one program holds in registers
 _LARGEST_BASE = 128
 _LARGEST_INNER = 96  # of many rows; sums of so many elements below 2**8 are float16's
-_PROGRAMS = 528  # four on each processor of the largest GPUs: a program transforms every so many rows
-_SMALLEST_SECOND = 32  # columns; narrower tiles of B operands come out wrong on Hopper
-_STAGES = 1
-_OPTIONS = {"num_warps": 4}
 _SPREAD_ROWS = 8  # up to so many rows, a row is computed by several programs
+_MANY_ROWS = 512  # from so many on, programs go from row to row and keep the matrices
+_MANY = (4, 528)  # warps and programs then
+# Where the inner factor is cut into two tiles. With four warps, Triton 3.6 takes Hopper's warp-group product, which
+# came out wrong for tiles of 16 and 32 columns whose left factor is in registers; with two it takes the other one.
+_MANY_IN_PARTS = (2, 1056)
 
 
 @triton.jit
@@ -127,7 +129,7 @@ def _gated(
 
 @triton.jit
 def _narrow(matrix, row, column, ROW: tl.constexpr):
-    """Return elements of a float16 matrix, four at a time: wider accesses would widen those of all tiles of the shape."""
+    """Return elements of a float16 matrix, read four at a time: wider accesses would widen those of the floats too."""
     return tl.load(matrix + tl.max_contiguous(row * ROW + column, (1, 4)))
 
 
@@ -139,7 +141,7 @@ def _emit_many(
     OUTER: tl.constexpr, OUTER_TILE: tl.constexpr, INNER: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
     GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
     NORMED: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     # The inner factor is cut into columns that are powers of two, so that nothing is padded but small sizes.
     SIZE: tl.constexpr = FIRST + SECOND
@@ -162,7 +164,8 @@ def _emit_many(
         # No element of a normed row is above this: it goes into the products below 2**8, sums below 2**16.
         largest = tl.max(tl.abs(tl.load(weight + channel, mask=valid, other=0.0)))
         if SECOND > 0:
-            largest = tl.maximum(largest, tl.max(tl.abs(tl.load(weight + channel_2, mask=valid_2, other=0.0))))
+            gain_2 = tl.load(weight + channel_2, mask=valid_2, other=0.0)
+            largest = tl.maximum(largest, tl.max(tl.abs(gain_2)))
         size, inverse_size = power_of_two_above(largest * GROUP**0.5)
         inverse_size = inverse_size * 256.0
     wait_for_previous(PDL)
@@ -170,7 +173,7 @@ def _emit_many(
     y += tl.program_id(0).to(tl.int64) * y_stride
     z += tl.program_id(0).to(tl.int64) * z_stride
     out += tl.program_id(0).to(tl.int64) * CHANNELS
-    for _ in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+    for _ in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
         v = _gated(y, z, z_scale, channel, valid, GATED, Z_CODED, Z_SCALE_STRIDE)
         if SECOND > 0:
             v_2 = _gated(y, z, z_scale, channel_2, valid_2, GATED, Z_CODED, Z_SCALE_STRIDE)
@@ -282,11 +285,28 @@ def _emit(
     else:
         size, inverse_size = power_of_two_above(tl.max(tl.abs(v)))
         v = v * inverse_size
-        r = first + tl.arange(0, ROWS)[:, None]
-        block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
-        u = _right(_left(block, v), inner)
-        channel = r * INNER + j
-        valid = (r < OUTER) & (j < INNER)
+        if ROWS < OUTER_TILE:
+            r = first + tl.arange(0, ROWS)[:, None]
+            block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
+            u = _right(_left(block, v), inner)
+            channel = r * INNER + j
+            valid = (r < OUTER) & (j < INNER)
+        elif OUTER_TILE < 256:
+            block = tl.load(outer_matrix + i * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
+            u = _left(block, _right(v, inner))
+        else:
+            # The corner of Sylvester's matrix is the smaller one; H_outer = H_16 kron H_rest.
+            REST: tl.constexpr = OUTER_TILE // 16
+            a = tl.arange(0, 16)
+            b = tl.arange(0, REST)
+            h_16 = tl.load(outer_matrix + a[:, None] * OUTER_TILE + a[None, :])
+            h_rest = tl.load(outer_matrix + b[:, None] * OUTER_TILE + b[None, :])
+            u = _left(h_16, tl.reshape(_right(v, inner), (16, REST * INNER_TILE)))
+            u = tl.permute(tl.reshape(u, (16, REST, INNER_TILE)), (1, 0, 2))
+            u = _left(h_rest, tl.reshape(u, (REST, 16 * INNER_TILE)))
+            place = tl.arange(0, 16 * INNER_TILE)[None, :]
+            channel = (place // INNER_TILE * REST + b[:, None]) * INNER + place % INNER_TILE
+            valid = (place % INNER_TILE < INNER) & (b[:, None] < REST)
         _store(out + row * CHANNELS, u * (size * root), channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
 
 
@@ -329,7 +349,7 @@ def _tile(size: int) -> int:
 def _parts(inner: int) -> tuple[int, int]:
     """Return the columns of the two tiles that hold an inner factor; 0 for no second one."""
     first = max(16, triton.next_power_of_2(inner + 1) // 2)
-    return first, 0 if inner <= first else max(_SMALLEST_SECOND, _tile(inner - first))
+    return first, 0 if inner <= first else _tile(inner - first)
 
 
 def unsupported_rows(channels: int) -> str | None:
@@ -382,21 +402,23 @@ def emit(
     if not len(rows):
         return out
     step, step_out = _step(z_scale), _step(scale_out)
-    if transform and len(rows) > _SPREAD_ROWS:
+    if transform and len(rows) > _MANY_ROWS:
         inner = _inner_size(channels, _LARGEST_INNER)
         parts = _parts(inner)
         outer_matrix, inner_matrix = _matrices(channels, inner, sum(parts), y.device)
-        _emit_many[(min(len(rows), _PROGRAMS),)](
+        warps, programs = _MANY_IN_PARTS if parts[1] else _MANY
+        _emit_many[(min(len(rows), programs),)](
             rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
             len(rows), rows.stride(0), gate.stride(0), channels, group_size, channels // inner, len(outer_matrix),
             inner, *parts, z is not None, z_scale is not None, step, weight is not None, scale_out is not None,
-            step_out, _STAGES, **_OPTIONS, **launch_options(y),
+            step_out, num_warps=warps, **launch_options(y),
         )  # fmt: skip
         return out
     if transform:
         inner = _inner_size(channels, 32)
         outer_matrix, inner_matrix = _matrices(channels, inner, _tile(inner), y.device)
-        outer, outer_tile, inner_tile, block = channels // inner, len(outer_matrix), len(inner_matrix), 16
+        outer, outer_tile, inner_tile = channels // inner, len(outer_matrix), len(inner_matrix)
+        block = 16 if len(rows) <= _SPREAD_ROWS else outer_tile
     else:
         outer_matrix = inner_matrix = rows
         inner, outer, outer_tile, inner_tile, block = channels, 1, 1, triton.next_power_of_2(channels), 1

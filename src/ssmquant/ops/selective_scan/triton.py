@@ -1,7 +1,7 @@
 """Mamba-1's selective scan on GPUs: parallel over rows and channels, token after token.
 
-A state that is rounded at every token cannot be scanned in any other order; so the loop is over tokens, eight at a time
-to have their inputs under way together, and a warp holds the states of a few channels in registers. What does not
+A state that is rounded at every token cannot be scanned in any other order; so the loop is over tokens, sixteen at a
+time to have their inputs under way together, and a warp holds the states of a few channels in registers. What does not
 depend on the state is computed beforehand.
 """
 
@@ -25,7 +25,7 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["advanced", "scan_codes"]
 
-_UNROLLED = 8
+_UNROLLED = 16
 _CHANNELS = 8
 
 
@@ -60,7 +60,8 @@ def _prepare(
     let_next_start(PDL)
     valid = (t < length) & (c < channels)
     codes = tl.load(dt + row * dt_row + t * dt_token + c, mask=valid, other=0)
-    tl.store(steps + (row * length + t) * channels + c, softplus(codes.to(tl.float32) * factor + bias), mask=valid)
+    step = softplus(codes.to(tl.float32) * factor + bias)
+    tl.store(steps + (row * length + t) * channels + c, step, mask=valid)
     if tl.program_id(1) == 0:
         in_n = (t < length) & (n < D_STATE)
         place = row * B_row + t * B_token + n
@@ -86,13 +87,13 @@ def _tokens(
     for ahead in tl.static_range(TOKENS):
         t = first + ahead
         there = in_c if WHOLE else in_c & (t < length)
-        new_x += (tl.load(x + t * x_token, mask=there, other=0),)
+        new_x += (tl.load(x + t * x_token, mask=there, other=0),)  # type: ignore[assignment]  # Triton's tuples grow
         # A token beyond the end changes nothing: its dt is 0.
-        new_dt += (tl.load(steps + t * channels, mask=there, other=0.0),)
+        new_dt += (tl.load(steps + t * channels, mask=there, other=0.0),)  # type: ignore[assignment]  # Triton's tuples grow
         place = selected + t * (2 * N_TILE) + n
-        new_B += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)
+        new_B += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)  # type: ignore[assignment]  # Triton's tuples grow
         place += N_TILE
-        new_C += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)
+        new_C += (tl.load(place) if WHOLE else tl.load(place, mask=(n >= 0) & (t < length), other=0.0),)  # type: ignore[assignment]  # Triton's tuples grow
     for ahead in tl.static_range(TOKENS):
         t = first + ahead
         there = WHOLE or t < length

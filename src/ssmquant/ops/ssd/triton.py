@@ -32,14 +32,11 @@ __all__ = ["added", "discretized", "half", "number", "scan_codes", "size_of_stat
 _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _CHUNK = 64
 _SMALLEST_STEP = tl.constexpr(2.0**-60)  # below it dt counts as 0 beside D
-_HEADS = 8  # whose decays one program computes, and whose outputs at most
-_STATE_TILE = (64, 64)  # rows and columns of a head's state that one program walks through
-_STATE_OPTIONS = {"num_warps": 4}
-_STATE_STAGES = 3
-_OUTPUT_HEADS = 8
-_OUTPUT_CHANNELS = 64
-_OUTPUT_STAGES = 1
-_OUTPUT_OPTIONS = {"num_warps": 4}
+_HEADS = 8  # whose decays one program computes
+_FEW = 128  # chunks, or heads of sequences, up to which more programs are worth more than what they share
+# By whether there are few: rows and columns of a state that a program walks through, heads whose outputs it computes.
+_STATE_TILES = {False: (64, 64), True: (32, 64)}
+_OUTPUT_HEADS = {False: 8, True: 1}
 
 
 @triton.jit
@@ -51,7 +48,7 @@ def discretized(codes, scale, bias, dt_min, dt_max, valid):
 
 @triton.jit
 def half(codes):
-    """Return int8 codes as float16: put into the mantissa of 1024 by bytes, since the conversion instruction is slow."""
+    """Return int8 codes as float16: their bytes put into the mantissa of 1024, since the conversion is slow."""
     if _ASSEMBLY:
         return tl.inline_asm_elementwise(
             """
@@ -169,7 +166,8 @@ def _decays(
     scale = tl.load(dt_scale + head * DT_STEP, mask=known, other=0.0)
     if CODED:
         # The state's scales for the outputs: below 2**10, from a power of two above every state.
-        unit = ((254 << 23) - tl.load(state_size).to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True) * 1024.0
+        inverse_size = (254 << 23) - tl.load(state_size).to(tl.int32, bitcast=True)
+        unit = inverse_size.to(tl.float32, bitcast=True) * 1024.0
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         for place in range(program * TOKENS, scales, tl.num_programs(0) * tl.num_programs(1) * TOKENS):
             high, low = split(tl.load(state_scale + place + t, mask=place + t < scales, other=0.0) * unit)
@@ -181,7 +179,8 @@ def _decays(
     n = tl.arange(0, N_TILE)
     for group in range(tl.program_id(1), groups, tl.num_programs(1)):
         source = B + row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :]
-        target = (tl.program_id(0).to(tl.int64) * groups + group) * (TOKENS * D_STATE) + t[:, None] * D_STATE + n[None, :]
+        target = (tl.program_id(0).to(tl.int64) * groups + group) * (TOKENS * D_STATE)
+        target += t[:, None] * D_STATE + n[None, :]
         whole_row = (n < D_STATE)[None, :]
         B_codes = tl.load(source, mask=(token < end)[:, None] & whole_row, other=0)
         tl.store(directions + target, half(B_codes), mask=whole_row)
@@ -220,7 +219,7 @@ def _states(
     HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
     X_STEP: tl.constexpr, B_GROUP_STEP: tl.constexpr, B_STEP: tl.constexpr,
     ROUNDS: tl.constexpr, CODED: tl.constexpr, KEPT_STARTS: tl.constexpr, FRESH: tl.constexpr,
-    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
@@ -253,10 +252,11 @@ def _states(
     else:
         tl.store(starts + first * cells + place, h * scale, mask=tile)
     x += row * x_row + head * HEADDIM + p[None, :]
-    directions += (row * chunks * (heads // HEADS_A_GROUP) + group) * (TOKENS * D_STATE) + t[None, :] * D_STATE + n[:, None]
+    directions += (row * chunks * (heads // HEADS_A_GROUP) + group) * (TOKENS * D_STATE)
+    directions += t[None, :] * D_STATE + n[:, None]
     # A state that is rounded at the end of every chunk has nothing to add from an unfinished one.
     updates = length // period if KEPT_STARTS else chunks
-    for chunk in tl.range(0, updates, num_stages=STAGES):
+    for chunk in range(updates):
         start, end = _span(chunk, length, period, TOKENS)
         of_head = first + chunk * heads
         token = start + t
@@ -298,7 +298,7 @@ def _outputs(
     length, period, chunks, heads, x_row, x_token, B_row, B_token, y_row, y_token,
     HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr, HEADS: tl.constexpr,
     X_STEP: tl.constexpr, GROUP_STEP: tl.constexpr, STATE_STEP: tl.constexpr, CODED: tl.constexpr,
-    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     P_TILES: tl.constexpr = (HEADDIM + P_TILE - 1) // P_TILE
     first = tl.program_id(0) // P_TILES * HEADS
@@ -337,7 +337,7 @@ def _outputs(
     x_mask = there[:, None] & in_p[None, :]
     starts += (row * chunks + chunk) * heads * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
     state_mask = in_p[:, None] & in_n[None, :]
-    for head in tl.range(first, first + HEADS, num_stages=STAGES):
+    for head in tl.range(first, first + HEADS, num_stages=1):
         of_head = (row * chunks + chunk) * heads + head
         inputs = tl.load(x + head * HEADDIM, mask=x_mask, other=0)
         before = tl.load(starts + head * (HEADDIM * D_STATE), mask=state_mask, other=0)
@@ -378,7 +378,8 @@ def _outputs(
         carried = tl.dot(asked, tl.trans(low), tl.dot(asked, tl.trans(high)))
         decayed = tl.load(carry + of_head * TOKENS + t) * largest
         x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
-        result = tl.fma(within * unit[:, None], tl.broadcast_to(x_factor[None, :], within.shape), carried * decayed[:, None])
+        x_factor = tl.broadcast_to(x_factor[None, :], within.shape)
+        result = tl.fma(within * unit[:, None], x_factor, carried * decayed[:, None])
         tl.store(y + head * HEADDIM, result, mask=x_mask)
 
 
@@ -451,9 +452,9 @@ def scan_codes(
         dtype=state.dtype if kept_starts else torch.float32,
         device=x.device,
     )
-    p_tile = min(_OUTPUT_CHANNELS, max(16, triton.next_power_of_2(headdim)))
+    p_tile = min(64, max(16, triton.next_power_of_2(headdim)))
     n_tile = max(32, triton.next_power_of_2(d_state))
-    p_part, n_part = min(max(16, triton.next_power_of_2(headdim)), _STATE_TILE[0]), min(n_tile, _STATE_TILE[1])
+    p_part, n_part = map(min, (p_tile, n_tile), _STATE_TILES[batch * heads <= _FEW])
     x_step, dt_step = int(x_scale.numel() > 1), int(dt_scale.numel() > 1)
     group_step = (d_state if scale_a_channel else 1) if B_scale.numel() > 1 else 0
     state_step = int(scale_a_channel and B_scale.numel() > 1)
@@ -477,17 +478,18 @@ def scan_codes(
         length, period, chunks, heads, x.stride(0), x.stride(1),
         headdim, d_state, heads // groups, x_step, group_step, state_step,
         bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_part, n_part,
-        _STATE_STAGES, **_STATE_OPTIONS, **options,
+        num_warps=4, num_stages=3, **options,
     )  # fmt: skip
     # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
     shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))
-    together = gcd(heads // groups, _OUTPUT_HEADS)
+    # Two warps where tiles are narrow, for the reason given at `_MANY_IN_PARTS` of the Hadamard transform.
+    together = gcd(heads // groups, _OUTPUT_HEADS[batch * chunks <= _FEW])
     _outputs[heads // together * triton.cdiv(headdim, p_tile), chunks, batch](
         x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
         high_scale, low_scale, state_row, state_size, starts, y, shift,
         length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1), y.stride(0), y.stride(1),
         headdim, d_state, heads // groups, together, x_step, group_step, state_step,
-        coded, tokens, p_tile, n_tile, _OUTPUT_STAGES, **_OUTPUT_OPTIONS, **options,
+        coded, tokens, p_tile, n_tile, num_warps=4 if p_tile == 64 else 2, **options,
     )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["BLOCK", "Constants", "Memory", "Sizes", "in_blocks", "in_order", "round_states", "step"]
 
-_HEADS = 8  # whose weights one program computes
 _CHANNELS = 512  # of x that one program convolves
 BLOCK = 16
 """Waiting tokens of a channel that lie together in `Memory.x`."""
@@ -131,8 +130,9 @@ class Memory:
 
 def in_blocks(x: Tensor) -> Tensor:
     """Return codes ``[..., T, C]`` as `Memory.x` has them, ``[..., ceil(T / 16), C, 16]``, filled up with zeros."""
-    padded: Tensor = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % BLOCK))
-    return padded.unflatten(-2, (-1, BLOCK)).transpose(-1, -2)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % BLOCK))
+    blocks: Tensor = padded.unflatten(-2, (-1, BLOCK)).transpose(-1, -2)
+    return blocks
 
 
 def in_order(x: Tensor) -> Tensor:
@@ -256,7 +256,9 @@ def _prepare(
         B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
         if INTERVAL > 0:
             old_B = tl.load(
-                B_home[None, :] + k[:, None] * (GROUPS * D_STATE), mask=(k < j)[:, None] & in_n[None, :], other=0
+                B_home[None, :] + k[:, None] * (GROUPS * D_STATE),
+                mask=(k < j)[:, None] & in_n[None, :],
+                other=0,
             )
             times = dt_home[:, None] + k[None, :] * HEADS
             steps = tl.load(times, mask=(k < j)[None, :] & in_heads[:, None], other=0.0)
@@ -467,18 +469,21 @@ def step(
     options = launch_options(projected)
     of_mixer = (s.nheads, s.headdim, s.ngroups, s.d_state)
     of_state = (s.interval, coded, len(c.state_scale), own_rows)
-    parts = triton.cdiv(s.nheads // s.ngroups, _HEADS) + (triton.cdiv(own_rows, 4) if coded else 0)
+    heads = (
+        4 if rows <= 4 else 8
+    )  # whose weights one program computes: with more, fewer programs read B again
+    parts = triton.cdiv(s.nheads // s.ngroups, heads) + (triton.cdiv(own_rows, 4) if coded else 0)
     _prepare[s.ngroups * parts + triton.cdiv(s.d_inner, _CHANNELS), rows](
         projected, slots, positions, c.conv_weight, c.conv_scale, c.conv_bias, c.conv_inverse, c.B_scale, c.C_scale,
         c.dt_scale, c.dt_bias, c.A, c.state_scale, m.ring, m.x, m.B, m.dt, convolved, *between, *dt_limit,
-        projected.stride(0), *of_mixer, s.d_conv, *of_state, n_tile, tokens, BLOCK, _HEADS, _CHANNELS,
+        projected.stride(0), *of_mixer, s.d_conv, *of_state, n_tile, tokens, BLOCK, heads, _CHANNELS,
         num_warps=4, **options,
     )  # fmt: skip
     _step[s.nheads, rows](
         slots, positions, convolved, c.x_scale, c.D, c.state_rows, c.state_choice, m.state, m.x, *between, y,
         *of_mixer, *of_state, p_tile, n_tile, tokens, BLOCK,
-        # Codes: never four warps. Triton 3.6 then multiplies by wgmma and points it outside of shared memory.
-        num_warps=4 if not s.interval else 1 if coded else 2, **options,
+        # Never four where codes are multiplied: Triton 3.6 then takes wgmma and points it outside of shared memory.
+        num_warps=2 if s.interval else 4, **options,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ answer from the GPU; it launches one graph, and once in an interval the rounding
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ssmquant.families import Shell
 
 __all__ = ["CudaEngine", "CudaState"]
+
+_LOG = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CAPABILITY = (8, 0)
@@ -157,6 +160,9 @@ class CudaEngine:
         network: the model, on the GPU.
         shell: the model that it was made of, for saved states; None for one that has none.
         identity: gives the digest of the model, for saved states.
+
+    Attributes:
+        graph_bytes: what PyTorch reserved for captured launches: their results and everything between.
     """
 
     reason = ""
@@ -173,6 +179,7 @@ class CudaEngine:
         self._buckets: dict[int, _Bucket] = {}
         self._prompts: dict[tuple[int, int], _Prompts | None] = {}
         self._stream = torch.cuda.Stream(network.device)
+        self.graph_bytes = 0
 
     @classmethod
     def of(cls, shell: Shell, *, identity: Callable[[], str] = lambda: "") -> CudaEngine:
@@ -188,11 +195,6 @@ class CudaEngine:
         _check_device(shell.device)
         return cls(network_of(shell), shell, identity)
 
-    @property
-    def graph_bytes(self) -> int:
-        """Bytes that captured launches hold: their inputs, results and everything between."""
-        return sum(t.nbytes for b in self._buckets.values() for t in (b.ids, b.slots, b.advance, b.logits))
-
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, CudaState]:
         """Read prompts, which may differ in length.
@@ -206,11 +208,7 @@ class CudaEngine:
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"prompt {index} has no tokens; begin it with the model's first token")
-            if min(prompt) < 0 or max(prompt) >= self.network.vocab:
-                raise InputError(
-                    f"prompt {index} has tokens outside of the vocabulary of {self.network.vocab}; use the tokenizer "
-                    "of this model"
-                )
+            self._check_tokens(min(prompt), max(prompt))
         device = self.network.device
         state = self._state(self.pool.take(len(prompts)), [len(prompt) for prompt in prompts])
         logits = torch.empty(len(prompts), self.network.vocab, device=device)
@@ -251,7 +249,18 @@ class CudaEngine:
 
         Returns:
             float32 logits ``[B, vocab]`` and the new state.
+
+        Raises:
+            InputError: the state was stepped before or has another batch size, or a token on the CPU is outside of the
+                vocabulary (one on the GPU is not looked at: that would be to wait for it).
         """
+        if len(tokens) != len(state.slots):
+            raise InputError(
+                f"engine: tokens for {len(tokens)} sequences were given, the state has {len(state.slots)}; give one a "
+                "sequence"
+            )
+        if not tokens.is_cuda:
+            self._check_tokens(int(tokens.min()), int(tokens.max()))
         slots = self.pool.alone(state.hand_over())
         after = self._state(slots, [position + 1 for position in state.positions])
         parts = []
@@ -277,6 +286,13 @@ class CudaEngine:
         ]
         if due:
             self.mixers.round(self._upload(due), self.pool.tensors)
+
+    def _check_tokens(self, smallest: int, largest: int) -> None:
+        if smallest < 0 or largest >= self.network.vocab:
+            raise InputError(
+                f"engine: tokens {smallest} to {largest} were given, the vocabulary has {self.network.vocab}; use the "
+                "tokenizer of this model"
+            )
 
     # States
 
@@ -332,10 +348,9 @@ class CudaEngine:
     def capture_prompts(self, ids: Tensor, slots: Tensor) -> _Prompts:
         """Return the captured reading of prompts of a shape, after running it once."""
         ids, slots = ids.clone(), slots.clone()
-        self._on_stream(lambda: self.launches.read(ids, slots))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            logits = self.launches.read(ids, slots)
+        graph, logits = self._captured(
+            f"{ids.shape[0]} prompts of {ids.shape[1]} tokens", lambda: self.launches.read(ids, slots)
+        )
         return _Prompts(graph, ids, slots, logits)
 
     # Steps
@@ -359,25 +374,33 @@ class CudaEngine:
             ids = torch.zeros(rows, dtype=torch.int64, device=device)
             slots = torch.full((rows,), SCRATCH, dtype=torch.int32, device=device)
             advance = torch.zeros(rows, dtype=torch.int32, device=device)
-            # Run once on the scratch slot: kernels are compiled and workspaces made before the capture.
-            self._on_stream(lambda: self.launches.step(ids, slots, advance))
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                logits = self.launches.step(ids, slots, advance)
+            graph, logits = self._captured(
+                f"a step of {rows} rows", lambda: self.launches.step(ids, slots, advance)
+            )
             self._buckets[rows] = _Bucket(graph, ids, slots, advance, logits, [SCRATCH] * rows)
         return self._buckets[rows]
 
-    def _on_stream(self, work: Callable[[], object]) -> None:
-        """Run work on the stream that graphs are captured on."""
-        self._stream.wait_stream(torch.cuda.current_stream(self.network.device))
+    def _captured(self, what: str, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Return the captured launches of work and its result; before that it runs once, which compiles kernels."""
+        device = self.network.device
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream(self.network.device).wait_stream(self._stream)
+        torch.cuda.current_stream(device).wait_stream(self._stream)
+        before = torch.cuda.memory_reserved(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            result = work()
+        taken = torch.cuda.memory_reserved(device) - before
+        self.graph_bytes += taken
+        _LOG.info("captured %s; its graph holds %.1f MB", what, taken / 1e6)
+        return graph, result
 
     def _forget_graphs(self) -> None:
         """Drop captured launches: the pool that they write to has moved."""
         self._buckets.clear()
         self._prompts.clear()
+        self.graph_bytes = 0
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:

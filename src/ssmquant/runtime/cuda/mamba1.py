@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -137,7 +138,10 @@ class Mamba1Layers:
     def prompt_bytes(self, tokens: int, sequences: int) -> int:
         """Return about how many bytes a prompt of so many tokens takes while it is read."""
         first = self.layers[0]
-        return tokens * (10 * first.D.numel() + 2 * first.select_scale.numel() + 5 * first.norm.gain.numel())
+        scan = 4 * first.D.numel() + (8 << ceil(log2(self.d_state)))
+        return tokens * (
+            10 * first.D.numel() + scan + 2 * first.select_scale.numel() + 5 * first.norm.gain.numel()
+        )
 
     def read(
         self,

@@ -127,7 +127,8 @@ class Mamba2Layers:
         """Return about how many bytes a prompt of so many tokens takes while it is read."""
         s = self.sizes
         states = s.nheads * s.headdim * s.d_state * self.state_dtype.itemsize
-        a_token = 2 * s.d_inner + 3 * s.conv_dim + 5 * s.d_inner + self.layers[0].norm.gain.numel() * 5
+        a_token = 7 * s.d_inner + 3 * s.conv_dim + 5 * self.layers[0].norm.gain.numel()
+        a_token += 20 * s.nheads + 2 * s.ngroups * s.d_state
         return tokens * (a_token + states // min(s.interval or 64, 64)) + sequences * states
 
     def read(

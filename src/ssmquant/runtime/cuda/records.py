@@ -71,7 +71,9 @@ def from_record(
         "state": torch.stack([layer.ssm for layer in record.layers]),
     }
     if record.layers[0].pending:
-        held |= {name: torch.stack([layer.pending[name] for layer in record.layers]) for name in ("x", "B", "dt")}
+        held |= {
+            name: torch.stack([layer.pending[name] for layer in record.layers]) for name in ("x", "B", "dt")
+        }
         if isinstance(mixers, Mamba2Layers):
             index = held["dt"].long() + 127
             held["dt"] = _steps(mixers).gather(1, index)

@@ -1,0 +1,192 @@
+"""Write docs/speed-gpu.md from the measured file benchmarks/results/gpu-h200.json.
+
+python benchmarks/render_gpu.py            # write
+python benchmarks/render_gpu.py --check    # exit with 1 if it would change
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "benchmarks" / "results" / "gpu-h200.json"
+PAGE = ROOT / "docs" / "speed-gpu.md"
+
+Row = Mapping[str, Any]
+
+LIMITS = """\
+Decoding few rows is bound by the latency of five launches a layer, one after the other (six above four rows), though
+each starts while the one before it still runs: in_proj with its norm, what heads share, the scan, the gated norm with
+Hadamard transform and codes, out_proj. In_proj reads its weights at 60 % of the bandwidth (80 % without the norm, which
+every program repeats); the three launches between the projections move almost nothing and take 40 % of a layer.
+
+Above 16 rows the scan counts. It reads the int8 state and writes nothing, at half of the bandwidth of a copy. A third
+of a warp's time it waits for memory, the rest is the latency of its own chain of loads and matrix products; registers
+leave room for 14 programs of two warps on a multiprocessor. What heads share is bound by instructions (1.9 a cycle).
+Measured without gain: programs of one warp for the scan, and other numbers of heads, channels and warps for what heads
+share. Dropped since registers spilled: several heads a program with the next one's state in registers. The rounding of
+all states once in 64 tokens is 4 % of a step.
+
+Four-bit weights are multiplied group by group in the reference's order, bit for bit, so that no two programs share a
+row of the weight: with 16 to 128 rows a group waits for the one before, and out_proj's 40 programs leave most of the
+GPU idle. Narrower programs were measured and are slower. In prompts each group's sums are scaled by ordinary units
+while the tensor cores wait for registers.
+
+In prompts in_proj and out_proj reach half and a third of the int8 peak. States and outputs of the scan multiply by two
+float16 terms where float32's accuracy needs them: twice the operations that their limit counts.
+"""
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    titles = list(header)
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time; empty where there is none."""
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def quoted(measured: Row, model: str, what: str, kind: str, place: int | None) -> str:
+    """Return a figure of others, or nothing."""
+    found = measured["quoted_ms"].get(model, {}).get(what)
+    return "" if found is None or place is None else milliseconds(found[kind][place])
+
+
+def cells(measured: Row, kind: str, of: str) -> list[str]:
+    """Return the table of TPOT (kind ``decode``) or TTFT (``prompt``)."""
+    models = {(row["model"], row["weights"]): row for row in measured["models"]}
+    half = {row["model"]: row[kind] for row in measured["fp16"]}
+    order = {"decode": ("1", "16", "64", "128"), "prompt": ("1x512", "1x2048", "16x512")}[kind]
+    rows = []
+    for name in dict.fromkeys(row["model"] for row in measured["models"]):
+        eight, four = models[name, 8], models.get((name, 4))
+        for cell, value in eight[kind].items():
+            place = order.index(cell) if cell in order else None
+            ours = value["tpot_ms"] if kind == "decode" else value
+            others = [None if four is None else four[kind][cell], half.get(name, {}).get(cell)]
+            if kind == "decode" and others[0]:
+                others[0] = others[0]["tpot_ms"]
+            faster = "" if others[1] is None else f"{others[1] / ours:.2f} x"
+            row = [f"{name}, {cell}", milliseconds(ours), *(milliseconds(v) for v in others), faster]
+            row += [quoted(measured, name, f"official-w{bits}a8", kind, place) for bits in (8, 4)]
+            if kind == "decode":
+                row.append(milliseconds(eight["floor_ms"][cell]))
+            rows.append(row)
+    header = [f"model, {of}", "W8A8", "W4A8", "float16", "float16 / W8A8", "official W8A8", "official W4A8"]
+    return table(header + (["floor W8A8"] if kind == "decode" else []), rows)
+
+
+def kernels(measured: Row) -> list[str]:
+    """Return the tables of a layer's kernels."""
+    lines = []
+    for words, key in (("W8A8", "stages_w8a8"), ("W4A8", "stages_w4a8")):
+        for what, found in measured[key].items():
+            lines += ["", f"### {words}, {what} {'tokens' if what.startswith('prompt') else 'rows'}", ""]
+            rows = [
+                [row["stage"], f"{row['us']:.1f}", f"{row['roofline']:.0%}" if row["roofline"] else ""]
+                for row in found
+            ]
+            rows.append(["sum", f"{sum(row['us'] for row in found):.1f}", ""])
+            lines += table(["kernel", "µs", "share of its limit"], rows)
+    return lines
+
+
+def document(measured: Row) -> str:
+    """Return docs/speed-gpu.md."""
+    e, one, split = measured["environment"], measured["one_scale"], measured["decomposition"]
+    memory = [[f"{row['model']} W{row['weights']}A8", f"{row['peak_gb']:.2f}"] for row in measured["models"]]
+    lines = [
+        "# Speed on a GPU",
+        "",
+        "Written by `python benchmarks/render_gpu.py` from `benchmarks/results/gpu-h200.json`, which",
+        "`benchmarks/gpu.py --mamba-ssm FOLDER` measures. Random weights in published shapes, CUDA graphs.",
+        f"Measured on one {e['gpu']} ({e['copy_bytes_per_s'] / 1e12:.2f} TB/s copied), torch {e['torch']},",
+        f"triton {e['triton']}, {e['date']}.",
+        "",
+        "Float16 is mamba_ssm's Triton kernels with cuBLAS in the same run (`benchmarks/gpu_fp16.py`). Figures of the",
+        "papers' authors' kernels (official) are quoted: the same GPU model, torch and triton, another run.",
+        "",
+        "## Steps",
+        "",
+        "ms a token (TPOT), the mean over the 64 steps between two roundings of the state, the rounding included. The",
+        "floor is the bytes of weights and state over 4.3 TB/s.",
+        "",
+        *cells(measured, "decode", "rows"),
+        "",
+        "## Prompts",
+        "",
+        "ms to the first token (TTFT).",
+        "",
+        *cells(measured, "prompt", "prompts x tokens"),
+        "",
+        "## Memory",
+        "",
+        "GB at most while one sequence is decoded and a prompt of 512 tokens read, graphs included. With W4A8 the 8B",
+        "model has head and embedding in four bits, the others' embedding, which is their head too, in eight.",
+        "",
+        *table(["model", "GB"], memory),
+        "",
+        "## What decisions cost",
+        "",
+        f"Mamba2-2.7B W8A8, {one['rows']} rows a step and a prompt of 2,048 tokens, in turns in one run.",
+        "",
+        *table(
+            ["", "TPOT", "TTFT"],
+            [
+                [
+                    "piecewise scales (128 of x, 16 rows of the state)",
+                    *(milliseconds(one[k]) for k in ("tpot_ms", "ttft_ms")),
+                ],
+                ["one scale a tensor", *(milliseconds(one[f"changed_{k}_ms"]) for k in ("tpot", "ttft"))],
+                ["piecewise costs", *(f"{1 / one[f'{k}_ratio'] - 1:.1%}" for k in ("tpot", "ttft"))],
+                [
+                    "LLM.int8()'s decomposition (16 columns, found as it runs)",
+                    *(milliseconds(split[f"changed_{k}_ms"]) for k in ("tpot", "ttft")),
+                ],
+                ["the decomposition takes", *(f"{split[f'{k}_ratio']:.2f} x" for k in ("tpot", "ttft"))],
+            ],
+        ),
+        "",
+        "The decomposition is made of PyTorch's and our kernels without fusion between them; a kernel of its own would",
+        "cost less.",
+        "",
+        "## Kernels of a layer",
+        "",
+        "Mamba2-2.7B, each kernel alone, µs; in the tables above they overlap. The limit is the larger of the bytes",
+        "that a kernel must move over 4.3 TB/s and of its products over the tensor cores' datasheet rate (int8 1,979",
+        "TOPS, 16 bits 989 TFLOP/s). Norms and convolutions of a few rows are far from any limit: a launch's latency",
+        "counts there.",
+        *kernels(measured),
+        "",
+        "## What limits them",
+        "",
+        LIMITS.rstrip(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")
+    ] = False,
+) -> None:
+    """Write docs/speed-gpu.md from the measured file."""
+    text = document(json.loads(MEASURED.read_text(encoding="utf-8")))
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+        return
+    if check:
+        typer.echo(f"not up to date: {PAGE.relative_to(ROOT)}", err=True)
+        raise typer.Exit(1)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,196 @@
+"""On a GPU: what reads prompts, at real sizes against the references, outputs poisoned.
+
+The interpreter knows no tensor cores, no tiles of several warps and none of the assembly in the kernels.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmquant import numerics
+from ssmquant.ops.causal_conv1d import reference as conv_reference
+from ssmquant.ops.gated_rms_norm import reference as norm_reference
+from ssmquant.ops.hadamard import reference as hadamard_reference
+from ssmquant.ops.selective_scan import reference as selective_reference
+from ssmquant.ops.ssd import reference as ssd_reference
+from ssmquant.tolerance import (
+    assert_equal_codes,
+    assert_float32,
+    assert_half,
+    assert_requantised,
+    error_ratio,
+)
+
+from .cases import Draw
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: kernels for prompts at real sizes"
+)
+
+DEVICE = "cuda"
+
+
+def on_device(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
+def assert_state(got: Tensor, want: Tensor, tokens: int) -> None:
+    match want.dtype:
+        case torch.int8:
+            assert_requantised(got, want, "state")
+        case torch.float16:
+            assert_half(got, want, "state")
+        case _:
+            assert_float32(got, want, tokens, "state")
+
+
+@pytest.mark.parametrize(("dtype", "interval"), [(torch.int8, 64), (torch.float16, 16), (torch.float32, 0)])
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "groups", "headdim"),
+    [
+        (1, 2048, 80, 1, 64),
+        (16, 512, 80, 1, 64),
+        (1, 1000, 128, 8, 64),
+        (3, 63, 80, 1, 64),
+        (2, 65, 24, 1, 64),
+        (2, 130, 16, 2, 32),
+        (2, 130, 8, 2, 128),
+    ],
+)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_mamba2_scan(
+    batch: int, length: int, heads: int, groups: int, headdim: int, dtype: torch.dtype, interval: int, fresh: bool
+) -> None:  # fmt: skip
+    from ssmquant.ops.ssd.triton import scan_codes, size_of_states
+
+    draw, inner, shared = Draw(heads + length + fresh), heads * headdim, groups * 128
+    x, B, C = draw.codes(batch, length, inner + 2 * shared).to(DEVICE).split([inner, shared, shared], dim=-1)
+    x, B, C = (
+        x.unflatten(-1, (heads, headdim)),
+        B.unflatten(-1, (groups, 128)),
+        C.unflatten(-1, (groups, 128)),
+    )
+    dt, x_scale, B_scale, C_scale, dt_scale = on_device(
+        draw.codes(batch, length, heads), draw.scale(inner), draw.scale(groups), draw.scale(groups), draw.scale(heads)
+    )  # fmt: skip
+    A, D, dt_bias = on_device(
+        -draw.uniform(heads, low=1.0, high=16.0), draw.normal(heads), draw.uniform(heads, low=-6.0, high=-2.0)
+    )
+    slots = torch.arange(batch + 1, 1, -1, dtype=torch.int32, device=DEVICE)
+    scale = row = size = None
+    if dtype == torch.int8:
+        state = draw.codes(batch + 2, heads, headdim, 128).to(DEVICE)
+        scale, row = on_device(
+            draw.scale(groups * 16, 128, absmax=40.0), draw.ids(inner, below=groups * 16).int()
+        )
+        size = size_of_states(scale)
+    else:
+        state = draw.normal(batch + 2, heads, headdim, 128).to(DEVICE, dtype)
+    before, others = state[slots.long()], state[:2].clone()
+    want, after = ssd_reference.ssd(
+        x, x_scale, dt, dt_scale, A, B, B_scale.repeat_interleave(128), C, C_scale.repeat_interleave(128), D, dt_bias,
+        0.0, float("inf"), torch.zeros_like(before) if fresh else before,
+        None if scale is None or row is None else scale[row.long()].view(heads, headdim, 128), interval,
+    )  # fmt: skip
+    y = torch.full((batch, length, heads, headdim), torch.nan, device=DEVICE)
+    scan_codes(
+        x, x_scale, dt, dt_scale, A, B, B_scale, C, C_scale, D, dt_bias, 0.0, float("inf"), state, scale, row, size,
+        interval, y, state, scale_a_channel=False, slots=slots, fresh=fresh,
+    )  # fmt: skip
+    assert_float32(y, want, length * 128, "y")
+    assert_state(state[slots.long()], after, length)
+    assert torch.equal(state[:2], others)
+
+
+@pytest.mark.parametrize(("dtype", "interval"), [(torch.int8, 4), (torch.float16, 1), (torch.float32, 0)])
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 257, 5120), (2, 100, 1536), (3, 5, 100)])
+def test_mamba1_scan(batch: int, length: int, channels: int, dtype: torch.dtype, interval: int) -> None:
+    from ssmquant.ops.selective_scan.triton import scan_codes
+
+    draw = Draw(channels + length)
+    x, dt, selected = on_device(
+        draw.codes(batch, length, channels),
+        draw.codes(batch, length, channels),
+        draw.codes(batch, length, 192),
+    )
+    B, C = selected[:, :, 160:].split(16, dim=-1)
+    x_scale, dt_scale, B_scale, C_scale = on_device(
+        draw.scale(channels), draw.scale(channels), draw.scale(1), draw.scale(1)
+    )
+    A, D, dt_bias = on_device(
+        -draw.uniform(channels, 16, low=0.5, high=16.0), draw.normal(channels),
+        draw.uniform(channels, low=-6.0, high=-2.0),
+    )  # fmt: skip
+    scale = draw.scale(channels, 16, absmax=40.0).to(DEVICE) if dtype == torch.int8 else None
+    row = torch.arange(channels, dtype=torch.int32, device=DEVICE) if dtype == torch.int8 else None
+    state = torch.zeros(batch, channels, 16, dtype=dtype, device=DEVICE)
+    arguments = (x, x_scale, dt, dt_scale, A, B, B_scale, C, C_scale, D, dt_bias)
+    want, after = selective_reference.selective_scan(*arguments, state, scale, interval)
+    y = torch.full((batch, length, channels), torch.nan, device=DEVICE)
+    scan_codes(*arguments, state, scale, row, interval, y, state, fresh=True)
+    if dtype == torch.float32:
+        assert_float32(y, want, length * 16, "y")
+    else:  # a rounding of the state that falls the other way is an error of its type's size in what follows
+        assert error_ratio(y, want) <= (torch.finfo(dtype).eps if dtype.is_floating_point else 1 / 254)
+    assert_state(state, after, length)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "channels"),
+    [(1, 2048, 5376), (3, 513, 10240), (2, 33, 5376), (2, 3, 100), (2, 70, 36)],
+)
+def test_convolution(batch: int, length: int, channels: int) -> None:
+    from ssmquant.ops.causal_conv1d.triton import convolve_into_ring
+
+    draw, one = Draw(channels + length), torch.ones(1, device=DEVICE)
+    x, weight, x_scale, bias, scale_out = on_device(
+        draw.codes(batch, length, channels + 64), draw.codes(channels, 4), 0.01 * draw.scale(channels),
+        0.1 * draw.normal(channels), draw.scale(channels, absmax=3.0),
+    )  # fmt: skip
+    x = x[:, :, 64:]
+    slots = torch.arange(batch - 1, -1, -1, dtype=torch.int32, device=DEVICE)
+    ring = torch.full((batch, 4, channels), 99, dtype=torch.int8, device=DEVICE)
+    history = torch.zeros(batch, channels, 4, dtype=torch.int8, device=DEVICE)
+    for start in (0, length):  # a prompt, and the same tokens after it
+        want, history = conv_reference.causal_conv1d(x, x_scale, weight, one, bias, history, scale_out)
+        out = torch.full((batch, length, channels), -128, dtype=torch.int8, device=DEVICE)
+        positions = torch.full((batch,), start, dtype=torch.int32, device=DEVICE)
+        old = ring.clone() if start else ring
+        convolve_into_ring(x, x_scale, weight, one, bias, old, ring, slots, positions, scale_out, out)
+        assert_requantised(out, want)
+        seen = min(start + length, 4)
+        newest = [ring[slots.long(), (start + length - seen + i) % 4] for i in range(seen)]
+        assert_equal_codes(torch.stack(newest, dim=-1), history[:, :, 4 - seen :], "ring")
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "groups"),
+    [
+        (2048, 5120, 1),
+        (1999, 8192, 8),
+        (519, 1536, 1),
+        (600, 4096, 1),
+        (514, 16384, 1),
+        (130, 5120, 1),
+        (4, 8192, 8),
+    ],
+)
+def test_gated_norm_and_transform(rows: int, channels: int, groups: int) -> None:
+    from ssmquant.ops.hadamard.triton import emit
+
+    draw = Draw(rows + channels)
+    y, z, z_scale, gain, scale_out = on_device(
+        draw.normal(rows, channels) * draw.uniform(channels, low=0.1, high=5.0), draw.codes(rows, channels + 64),
+        draw.scale(channels, absmax=8.0), draw.normal(channels), draw.scale(1, absmax=4.0),
+    )  # fmt: skip
+    norm = (y, z[:, :channels], z_scale, gain, 1e-5, channels // groups, True)
+    floats = torch.full((rows, channels), torch.nan, device=DEVICE)
+    codes = torch.full((rows, channels), -128, dtype=torch.int8, device=DEVICE)
+    emit(*norm, None, floats)
+    emit(*norm, scale_out, codes)
+    assert_float32(floats, norm_reference.gated_rms_norm(*norm, None), channels, "floats")
+    assert_equal_codes(codes, numerics.quantize(floats, scale_out))
+    plain = emit(y, None, None, None, 0.0, channels, True, None)
+    assert_float32(plain, hadamard_reference.hadamard(y), channels, "the transform alone")
