@@ -36,10 +36,8 @@ VARIANTS = (
     "quamba2-w4a8+quantizer=rtn",
     "quamba-w4a8+quantizer=rtn",
     "ssmquant-w4a8+quantizer=rtn",
-    "ssmquant-w4a8+quantizer=descent-sequential",
     "ssmquant-w4a8+group_size=16",
     "squeezellm+sparse=0",
-    "squeezellm+sparse=0.05",
 )
 
 

@@ -6,18 +6,22 @@
     python benchmarks/render_speed.py                                 # docs/speed.md
 
 Each case is one file under benchmarks/results. benchmarks/peers/README.md says how to get llama-bench and the GGUF
-files, which are called SHAPE-q8_0.gguf and SHAPE-q4_0.gguf. The machine should have nothing else to do; ratios are of
+files, which are called SHAPE-q8_0.gguf and SHAPE-q4_0.gguf. The eval cases want folders written by `ssmquant quantize`
+(--quantized DIR), called MODEL-RECIPE. The machine should have nothing else to do; ratios are of
 neighbours in time all the same, and each repetition has its own probe of the limits.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -49,12 +53,14 @@ class Setting:
         repeats: repetitions that count.
         llama_bench: llama.cpp's program.
         gguf: folder of its models.
+        quantized: folder of our own quantised models, MODEL-RECIPE each.
     """
 
     threads: int
     repeats: int
     llama_bench: Path | None
     gguf: Path
+    quantized: Path
 
     def request(self, shape: str, recipe: str, workload: Workload, quant: str) -> Request:
         """Return what `find_peers` wants to know."""
@@ -110,6 +116,33 @@ def busy(shape: str) -> Case:
     return run
 
 
+def evaluation(model: str, recipe: str) -> Case:
+    """Return the case of `ssmquant eval` from its start to its end: imports, loading, packing, reading, the table."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        folder = setting.quantized / f"{model}-{recipe}"
+        seconds = []
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / "eval.json"
+            command = [sys.executable, "-m", "ssmquant", "eval", str(folder), "--json", str(file)]
+            for _ in range(setting.repeats):
+                start = perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                seconds.append(perf_counter() - start)
+            domains = json.loads(file.read_text(encoding="utf-8"))["domains"].values()
+        row = {
+            "name": model,
+            "recipe": recipe,
+            "command": f"ssmquant eval {folder.name}",
+            "tokens": sum(domain["tokens"] for domain in domains),
+            "seconds": Percentiles.of(seconds)._asdict(),
+        }
+        isa = find_probe("cpu", setting.threads).isa
+        return {"environment": environment() | {"threads": setting.threads, "isa": isa}, "evaluation": row}
+
+    return run
+
+
 def disturbed(contestant: Contestant, workload: Workload) -> dict[str, Any]:
     """Return how much of its speed a contestant keeps beside a busy process, each repetition with and without."""
     with closing(contestant):
@@ -156,6 +189,7 @@ CASES: dict[str, Case] = {
     },
     "busy-mamba2-370m": busy("mamba2-370m"),
     "growth-mamba2-130m": growth("mamba2-130m", (512, 2048, 8192, 32_768, 100_000)),
+    "eval-mamba2-29m": evaluation("mamba2-29m", "quamba2-w8a8"),
     "growth-mamba-130m": growth("mamba-130m", (512, 2048, 8192, 32_768)),
 }
 
@@ -181,12 +215,13 @@ def run(
     ] = None,
     llama_bench: Annotated[Path | None, typer.Option(help="llama.cpp's llama-bench.")] = None,
     gguf: Annotated[Path, typer.Option(help="Folder of the GGUF files.")] = Path(),
+    quantized: Annotated[Path, typer.Option(help="Folder of quantised models, MODEL-RECIPE each.")] = Path(),
     threads: Annotated[int, typer.Option(help="Of every contestant; all cores without it.")] = 0,
     repeats: Annotated[int, typer.Option(help="Repetitions that count.")] = 5,
 ) -> None:
     """Measure cases and write their files."""
     console = Console(stderr=True)
-    setting = Setting(threads or environment()["cores"], repeats, llama_bench, gguf)
+    setting = Setting(threads or environment()["cores"], repeats, llama_bench, gguf, quantized)
     for name in names or [name for name in CASES if not result(name).is_file()]:
         console.print(name)
         found = CASES[name](setting)

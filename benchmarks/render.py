@@ -175,8 +175,8 @@ def document(results: dict[str, dict[str, Any]]) -> str:
                 f"{calibration['seqlen']} tokens of the text within the package; "
                 f"{evaluated(result['rows'][0]['domains'])} Recipes that share a letter cannot be told apart. Float: "
                 "share of the linear layers' multiplications done on floats. × is time over float32's, in the engine "
-                f"that runs the recipe here; *: none does, stage by stage. {machine(result['environment'])}. All tests: "
-                f"[{name}.md](../benchmarks/results/{name}.md).",
+                f"that runs the recipe here; *: none does, stage by stage. {machine(result['environment'])}. "
+                f"All tests: [{name}.md](../benchmarks/results/{name}.md).",
                 "",
                 *compared(result),
                 "",

@@ -65,7 +65,10 @@ def test_a_claim_that_nothing_measures_says_what_would() -> None:
 
 def test_quality_is_read_from_comparisons() -> None:
     found = {"compare-m": recipes(fp16=(0.0, 1.0), quamba_w8a8=(0.01, 1.02), ssmquant_w8a8=(0.001, 1.1))}
-    assert verdicts("Pure static int8", found) == [("m", "does not hold: it is better"), ("m", "does not hold")]
+    assert verdicts("Pure static int8", found) == [
+        ("m", "does not hold: it is better"),
+        ("m", "does not hold"),
+    ]
     assert verdicts("quarter of the memory", found) == [("m", "does not hold")]
     quarter = {"compare-m": recipes(fp16=(0.0, 1.0), quamba_w8a8=(0.01, 1 / 0.96))}
     quarter["compare-m"]["rows"][1]["bytes"] = 25

@@ -29,12 +29,12 @@ void Convolution::run(const int8_t* x, int64_t x_stride, int64_t tokens, int64_t
 Layer::Layer(Norm norm, Weights in_proj, Convolution conv, Weights out_proj)
     : norm_(std::move(norm)), in_proj_(std::move(in_proj)), conv_(std::move(conv)), out_proj_(std::move(out_proj)) {}
 
-void Layer::run(ThreadPool& pool, Block& block) const {
+void Layer::run(ThreadPool& pool, Block& block, const PackedLinear& next) const {
   const int64_t d_model = norm_.channels(), width = in_proj_->outputs(), inner = out_proj_->inputs();
   norm_.run(pool, block.residual, block.rows, block.normed);
-  multiply(pool, in_proj_->to_codes(block.normed, block.rows, d_model, block.projected, width));
+  multiply(pool, in_proj_->to_codes(block.normed, block.rows, d_model, block.projected, width), after_in_proj());
   mix(pool, block);
-  multiply(pool, out_proj_->added_to(block.gated, block.rows, inner, block.residual, d_model));
+  multiply(pool, out_proj_->added_to(block.gated, block.rows, inner, block.residual, d_model), next);
 }
 
 void Layer::lay_out(StateLayout& layout) {

@@ -96,7 +96,11 @@ class Layer {
  public:
   virtual ~Layer() = default;
 
-  void run(ThreadPool& pool, Block& block) const;
+  // `next` is the product after this layer's last one.
+  void run(ThreadPool& pool, Block& block, const PackedLinear& next) const;
+
+  // The layer's first product.
+  const PackedLinear& first() const { return *in_proj_; }
 
   // Adds this layer's memory to a layout.
   void lay_out(StateLayout& layout);
@@ -114,6 +118,8 @@ class Layer {
 
   // The recurrent state and its pending tokens.
   virtual LayerLayout lay_out_scan(StateLayout& layout) const = 0;
+  // The product after in_proj.
+  virtual const PackedLinear& after_in_proj() const { return *out_proj_; }
   // From block.projected to block.gated.
   virtual void mix(ThreadPool& pool, Block& block) const = 0;
   // Scans tokens that do not reach a rounding for what is kept of them alone; rows as for `restore`.

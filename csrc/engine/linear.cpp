@@ -50,6 +50,13 @@ PackedLinear PackedLinear::int4(ThreadPool& pool, const uint8_t* codes, int64_t 
   return made;
 }
 
+Pieces PackedLinear::pieces(int64_t rows, int threads) const {
+  const LinearKernels& kernel = kernels().linear;
+  const LinearTasks tasks = kernel.tasks(weight_, rows, threads);
+  if (tasks.rows < rows) return {};  // a task reads what others read, too: there are rows enough to hide it
+  return {packed_.data(), kernel.packed_bytes(tasks.panels * kernel.panel, weight_.k, weight_.group), tasks.count};
+}
+
 Linear PackedLinear::product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const {
   return {weight_, scale_.scale(), x, rows, x_stride, {&x_scale, 0}, bias.empty() ? nullptr : bias.data(), out, add};
 }
@@ -66,9 +73,10 @@ Linear PackedLinear::added_to(const int8_t* x, int64_t rows, int64_t x_stride, f
   return product(x, rows, x_stride, {nullptr, out, {nullptr, 0}, out_stride}, true);
 }
 
-void multiply(ThreadPool& pool, const Linear& linear) {
+void multiply(ThreadPool& pool, const Linear& linear, const PackedLinear& next) {
   const LinearKernels& kernel = kernels().linear;
   const LinearTasks tasks = kernel.tasks(linear.weight, linear.rows, pool.size());
+  pool.expect(next.pieces(linear.rows, pool.size()));
   pool.run(tasks.count, [&](int64_t task) { kernel.run(linear, tasks, task); });
 }
 

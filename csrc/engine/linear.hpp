@@ -45,6 +45,9 @@ class PackedLinear {
   Linear to_floats(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
   Linear added_to(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
 
+  // What the tasks of a product of so many rows read, if each reads a part of its own.
+  Pieces pieces(int64_t rows, int threads) const;
+
  private:
   Linear product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const;
 
@@ -53,7 +56,8 @@ class PackedLinear {
   Factors scale_;
 };
 
-// Runs a product on the pool.
-void multiply(ThreadPool& pool, const Linear& linear);
+// Runs a product on the pool. Threads that have nothing left to do of it, or of what comes between the two, fetch the beginning
+// of the weight that the `next` product of as many rows reads: of few rows, most of the time goes into reading.
+void multiply(ThreadPool& pool, const Linear& linear, const PackedLinear& next);
 
 }  // namespace ssmquant

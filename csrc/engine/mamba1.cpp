@@ -84,10 +84,10 @@ void Mamba1Layer::convolve_steps(ThreadPool& pool, Block& block) const {
 void Mamba1Layer::select(ThreadPool& pool, Block& block) const {
   const int64_t channels = conv_.channels, width = x_proj_->outputs();
   if (c_.select_eps < 0.0f) {
-    multiply(pool, x_proj_->to_codes(block.convolved, block.rows, channels, block.selected, width));
+    multiply(pool, x_proj_->to_codes(block.convolved, block.rows, channels, block.selected, width), *out_proj_);
     return;
   }
-  multiply(pool, x_proj_->to_floats(block.convolved, block.rows, channels, block.selected_floats, width));
+  multiply(pool, x_proj_->to_floats(block.convolved, block.rows, channels, block.selected_floats, width), *out_proj_);
   const int64_t parts = cuts(pool, block.rows);
   pool.run(parts, [&](int64_t part) {
     const int64_t first = bound(block.rows, part, parts), rows = bound(block.rows, part + 1, parts) - first;
@@ -113,7 +113,7 @@ void Mamba1Layer::scan(ThreadPool& pool, Block& block, const Linear& dt) const {
   for (const Span& span : block.pieces) spans.push_back(&span);
   // One row's dt_proj is done with the scan that reads it, range by range; many rows' is a product of its own.
   const bool together = block.rows == 1;
-  if (!together) multiply(pool, dt);
+  if (!together) multiply(pool, dt, *out_proj_);
   for (const Span* span : spans) {
     carry_pending(*span, kB, 0, pending(*span), 0, c_.d_state);
     carry_pending(*span, kDtCodes, 0, pending(*span), 0, channels);

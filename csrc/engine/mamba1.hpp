@@ -30,6 +30,7 @@ class Mamba1Layer : public Layer {
 
  protected:
   LayerLayout lay_out_scan(StateLayout& layout) const override;
+  const PackedLinear& after_in_proj() const override { return *x_proj_; }
   void mix(ThreadPool& pool, Block& block) const override;
   void rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const override;
 

@@ -258,9 +258,9 @@ SequenceState Model::restore(int64_t tokens, const std::vector<Saved>& layers) c
 
 bool Model::forward(Workspace& work, const std::function<bool()>& interrupted) const {
   embed(work.ids.data(), work.block.rows, work.block.residual);
-  for (const std::shared_ptr<Layer>& layer : layers_) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
     if (interrupted && interrupted()) return false;
-    layer->run(*pool_, work.block);
+    layers_[i]->run(*pool_, work.block, i + 1 < layers_.size() ? layers_[i + 1]->first() : *head_);
   }
   return true;
 }
@@ -284,7 +284,8 @@ void Model::embed(const int64_t* ids, int64_t rows, float* out) const {
 void Model::write_logits(Workspace& work, float* hidden, int64_t rows, float* logits) const {
   int8_t* normed = work.block.normed;
   final_norm_.run(*pool_, hidden, rows, normed);
-  multiply(*pool_, head_->to_floats(normed, rows, d_model_, logits, vocab()));
+  const PackedLinear& next = layers_.empty() ? *head_ : layers_.front()->first();  // of the next token
+  multiply(*pool_, head_->to_floats(normed, rows, d_model_, logits, vocab()), next);
 }
 
 }  // namespace ssmquant

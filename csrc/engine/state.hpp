@@ -37,8 +37,6 @@ struct LayerLayout {
   int64_t window_bytes = 0;
 };
 
-inline int64_t element_bytes(StateType type) { return type == StateType::int8 ? 1 : type == StateType::float16 ? 2 : 4; }
-
 // Offsets of all layers.
 class StateLayout {
  public:

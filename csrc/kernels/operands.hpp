@@ -30,5 +30,6 @@ struct Output {
 
 // A recurrent state at rest.
 enum class StateType { float32, float16, int8 };
+inline int64_t element_bytes(StateType type) { return type == StateType::int8 ? 1 : type == StateType::float16 ? 2 : 4; }
 
 }  // namespace ssmquant

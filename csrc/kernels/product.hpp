@@ -6,8 +6,8 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 // Rows and vectors of a block: as many sums as there are registers for, enough to hide the latency of a fused product.
-constexpr int kRows = F32::registers >= 32 ? 8 : 4;
-constexpr int kVectors = 2;
+constexpr int kRows = F32::registers >= 32 ? 6 : 4;
+constexpr int kVectors = F32::registers >= 32 ? 4 : 2;
 
 template <int rows, int vectors>
 struct Sums {
@@ -56,7 +56,7 @@ inline void each_block(int64_t rows, int64_t vectors, const Body& body) {
   };
   int64_t v = 0;
   for (; v + kVectors <= vectors; v += kVectors) rows_of(v * F32::width, Constant<kVectors>{});
-  if (v < vectors) rows_of(v * F32::width, Constant<1>{});
+  for (; v < vectors; ++v) rows_of(v * F32::width, Constant<1>{});
 }
 
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -1,23 +1,33 @@
 #include "kernels/ssd_work.hpp"
+#include "simd/dot.hpp"
 #include "simd/subnormals.hpp"
 
 namespace ssmquant::SSMQUANT_ISA {
 namespace {
 
+// A state is read once a token and from far away, faster than the processor foresees: so many bytes in front are fetched.
+constexpr int64_t kAhead = 4096;
+
+void fetch(const void* memory, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + at);
+}
+
 // out[r] = row r of `matrix` . right, for `rows` rows of `columns`: as many rows at a time as a vector has lanes, so that
-// their sums end up in one.
-template <class Element>
+// their sums end up in one. What lies kAhead behind the rows is fetched if the matrix is one that is `streamed`.
+template <bool streamed, class Element>
 void dots(const Element* matrix, const float* right, int64_t rows, int64_t columns, float* out) {
   constexpr int together = F32::width;
+  constexpr int64_t read_at_once = together * F32::width * int64_t{sizeof(Element)};
   int64_t r = 0;
   for (; r + together <= rows; r += together, matrix += together * columns) {
     F32 sums[together];
     for (int i = 0; i < together; ++i) sums[i] = F32::zero();
     each_vector(columns, [&](int64_t n, auto lanes) {
+      if (streamed) fetch(reinterpret_cast<const char*>(matrix + together * n) + kAhead, read_at_once);
       const F32 factor = load(right + n, lanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < together; ++i) sums[i] = fma(load(matrix + i * columns + n, lanes), factor, sums[i]);
+      repeat<together>([&](auto i) SSMQUANT_INLINE { sums[i] = fma(load(matrix + i * columns + n, lanes), factor, sums[i]); });
     });
+    repeat<together>([&](auto i) SSMQUANT_INLINE { hold(sums[i]); });  // or gcc 12 has them in memory in each round
     transpose(sums);
     for (int half = together / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
@@ -109,11 +119,11 @@ struct Step {
     }
     const int64_t kept = group * layer.interval * N;
     if (inputs.B.codes) {
-      dots(static_cast<const int8_t*>(sequence.B) + kept, right, pending, N, work.products);
-      dots(inputs.B.codes + first, right, 1, N, work.products + pending);
+      dots<false>(static_cast<const int8_t*>(sequence.B) + kept, right, pending, N, work.products);
+      dots<false>(inputs.B.codes + first, right, 1, N, work.products + pending);
     } else {
-      dots(static_cast<const float*>(sequence.B) + kept, right, pending, N, work.products);
-      dots(inputs.B.floats + first, right, 1, N, work.products + pending);
+      dots<false>(static_cast<const float*>(sequence.B) + kept, right, pending, N, work.products);
+      dots<false>(inputs.B.floats + first, right, 1, N, work.products + pending);
     }
     for (int64_t i = 0; i <= pending; ++i) work.products[i] *= factor;
     return C_factor;
@@ -124,9 +134,9 @@ struct Step {
     const int64_t N = layer.d_state, P = layer.headdim, start = head * P * N;
     switch (layer.state_type) {
       case StateType::float16:
-        return dots(static_cast<const F16*>(sequence.state) + start, work.C, P, N, out);
+        return dots<true>(static_cast<const F16*>(sequence.state) + start, work.C, P, N, out);
       case StateType::float32:
-        return dots(static_cast<const float*>(sequence.state) + start, work.C, P, N, out);
+        return dots<true>(static_cast<const float*>(sequence.state) + start, work.C, P, N, out);
       case StateType::int8:
         break;
     }
@@ -139,14 +149,26 @@ struct Step {
         const F32 factor = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
         store(load(work.C + n, lanes) * factor, work.scaled_C + n, lanes);
       });
-      dots(codes + p * N, work.scaled_C, end - p, N, out + p);
+      dots<true>(codes + p * N, work.scaled_C, end - p, N, out + p);
       p = end;
     }
+  }
+
+  // Fetches what `read` needs of a head first: the state's beginning, and the pending tokens.
+  void fetch_head(int64_t head, bool state) const {
+    const int64_t P = layer.headdim, row = head * layer.interval;
+    const int64_t size = inputs.x.codes ? 1 : sizeof(float);
+    const int64_t head_bytes = P * layer.d_state * element_bytes(layer.state_type);
+    if (state) fetch(static_cast<const char*>(sequence.state) + head * head_bytes, kAhead);
+    fetch(static_cast<const char*>(sequence.x) + row * P * size, (pending + 1) * P * size);
+    const float* const of_tokens[] = {sequence.dt, sequence.decay, sequence.decay_low};
+    for (const float* values : of_tokens) fetch(values + row, (pending + 1) * int64_t{sizeof(float)});
   }
 
   // A reduced state: it is read, and the tokens since its rounding are added.
   void read(int64_t head, float C_factor) const {
     const int64_t P = layer.headdim, start = head * P, row = head * layer.interval;
+    fetch_head(head + 1, false);
     keep_token(layer, sequence, inputs.x, 0, head, pending, work.heads[head]);
     const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
     const Decay now = {high[pending], low[pending]};
@@ -212,6 +234,7 @@ void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInput
   const SsdWork work(layer, memory);
   const Step step = {layer, sequence, inputs, work, y};
   const int64_t heads_a_group = layer.heads / layer.groups;
+  if (layer.interval) step.fetch_head(first, true);
   step.load_dt(first, last);
   for (int64_t head = first; head < last;) {
     const int64_t group = head / heads_a_group, end = smaller(last, (group + 1) * heads_a_group);

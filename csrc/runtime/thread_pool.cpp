@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -34,20 +35,57 @@ void pause() {
 #endif
 }
 
-// Spins until `done` or until the time is over; returns done().
-template <class Done>
-bool spin(std::chrono::microseconds time, const Done& done) {
+// Spins until `done` or until the time is over, with calls of `idle` in between; returns done().
+template <class Done, class Idle>
+bool spin(std::chrono::microseconds time, const Done& done, const Idle& idle) {
   const auto start = Clock::now();
   do {
     for (int i = 0; i < 16; ++i) {
       if (done()) return true;
-      pause();
+      idle();
     }
   } while (Clock::now() - start < time);
   return done();
 }
 
-bool has_task(uint64_t claims) { return static_cast<uint32_t>(claims) < static_cast<uint32_t>(claims >> 32); }
+// Half of a processor core's own cache: what is fetched too early must not drive out what is in use.
+int64_t fetchable_bytes() {
+  constexpr int64_t usual = int64_t{1} << 20;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return (size > 0 ? size : usual) / 2;
+#else
+  return usual / 2;
+#endif
+}
+
+// What one thread is to do, in cache lines that the others do not touch for long.
+struct alignas(128) Share {
+  // The first task that nobody has claimed (lower half), and the one behind the last (upper half).
+  std::atomic<uint64_t> claims{0};
+  // What to fetch while there is no task: from `next` to `end`.
+  std::atomic<const uint8_t*> next{nullptr}, end{nullptr};
+
+  // Claims a task; false if none is left.
+  bool claim(uint32_t& task) {
+    uint64_t seen = claims.load(std::memory_order_acquire);
+    do {
+      task = static_cast<uint32_t>(seen);
+      if (task >= static_cast<uint32_t>(seen >> 32)) return false;
+    } while (!claims.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel));
+    return true;
+  }
+
+  // Fetches a little of what the next job reads; pauses if there is nothing to fetch.
+  void fetch_or_pause() {
+    constexpr int64_t kLine = 64, kAtOnce = 8 * kLine;
+    const uint8_t* from = next.load(std::memory_order_relaxed);
+    if (from >= end.load(std::memory_order_relaxed)) return pause();
+    for (int64_t at = 0; at < kAtOnce; at += kLine) __builtin_prefetch(from + at, 0, 2);
+    // Fails, as it should, if something else is expected since.
+    next.compare_exchange_strong(from, from + kAtOnce, std::memory_order_relaxed);
+  }
+};
 
 // How often this process is a fork of a fork …: a pool made before the last one has lost its threads.
 std::atomic<uint64_t> forks{0};
@@ -95,8 +133,8 @@ int default_threads() {
 }
 
 struct ThreadPool::Crew {
-  explicit Crew(int threads) : forks(count_forks()) {
-    for (int i = 1; i < threads; ++i) workers.emplace_back([this] { serve(); });
+  explicit Crew(int threads) : forks(count_forks()), shares(static_cast<size_t>(threads)) {
+    for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { serve(static_cast<size_t>(i)); });
   }
 
   ~Crew() {
@@ -108,6 +146,21 @@ struct ThreadPool::Crew {
     for (std::thread& worker : workers) worker.join();
   }
 
+  // The first of `count` things that belong to a thread.
+  int64_t first(int64_t count, size_t thread) const {
+    return count * static_cast<int64_t>(thread) / static_cast<int64_t>(shares.size());
+  }
+
+  void expect(const Pieces& pieces) {
+    static const int64_t most = fetchable_bytes();
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const int64_t from = first(pieces.count, i), bytes = (first(pieces.count, i + 1) - from) * pieces.bytes;
+      const uint8_t* start = pieces.data + from * pieces.bytes;
+      shares[i].end.store(start + (bytes < most ? bytes : most), std::memory_order_relaxed);
+      shares[i].next.store(start, std::memory_order_relaxed);
+    }
+  }
+
   void run(int64_t tasks, Call body_call, const void* job_body) {
     std::lock_guard<std::mutex> lock(job);
     if (workers.empty() || tasks == 1) {
@@ -117,64 +170,66 @@ struct ThreadPool::Crew {
     call = body_call;
     body = job_body;
     unfinished.store(tasks, std::memory_order_relaxed);
-    claims.store(static_cast<uint64_t>(tasks) << 32);
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const uint64_t from = static_cast<uint64_t>(first(tasks, i)), end = static_cast<uint64_t>(first(tasks, i + 1));
+      shares[i].claims.store(end << 32 | from, std::memory_order_release);
+    }
+    jobs.fetch_add(1);
     if (sleepers.load() > 0) {
       {
         std::lock_guard<std::mutex> sleeping(sleep);
       }
       wake.notify_all();
     }
-    while (work()) {
-    }
+    work(0);
     const auto finished = [this] { return unfinished.load(std::memory_order_acquire) <= 0; };
-    if (spin(kCallerSpin, finished)) return;
+    if (spin(kCallerSpin, finished, [this] { shares[0].fetch_or_pause(); })) return;
     std::unique_lock<std::mutex> sleeping(sleep);
     caller_sleeps.store(true);
     done.wait(sleeping, [this] { return unfinished.load() <= 0; });
     caller_sleeps.store(false);
   }
 
-  // Runs one task; false when none is left.
-  bool work() {
-    uint64_t seen = claims.load(std::memory_order_acquire);
-    do {
-      if (!has_task(seen)) return false;
-    } while (!claims.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel));
-    // A claimed task keeps its job unfinished, so call and body are this job's, whichever job `seen` was read from.
-    call(body, static_cast<uint32_t>(seen));
-    if (unfinished.fetch_sub(1) == 1 && caller_sleeps.load()) {
-      {
-        std::lock_guard<std::mutex> sleeping(sleep);
+  // Runs the tasks of a thread's share, then those that are left of the others'.
+  void work(size_t thread) {
+    for (size_t i = 0; i < shares.size(); ++i) {
+      Share& share = shares[(thread + i) % shares.size()];
+      for (uint32_t task; share.claim(task);) {
+        // A claimed task keeps its job unfinished, so call and body are this job's, whichever job the claim was read from.
+        call(body, task);
+        if (unfinished.fetch_sub(1) == 1 && caller_sleeps.load()) {
+          {
+            std::lock_guard<std::mutex> sleeping(sleep);
+          }
+          done.notify_one();
+        }
       }
-      done.notify_one();
     }
-    return true;
   }
 
   // Life of a worker.
-  void serve() {
-    const auto called = [this] {
-      return has_task(claims.load(std::memory_order_relaxed)) || stopping.load(std::memory_order_relaxed);
-    };
+  void serve(size_t thread) {
+    uint64_t seen = 0;
+    const auto called = [&] { return jobs.load() != seen || stopping.load(std::memory_order_relaxed); };
     while (!stopping.load(std::memory_order_relaxed)) {
-      while (work()) {
-      }
-      if (spin(kWorkerSpin, called)) continue;
+      seen = jobs.load();
+      work(thread);
+      if (spin(kWorkerSpin, called, [&] { shares[thread].fetch_or_pause(); })) continue;
       std::unique_lock<std::mutex> lock(sleep);
       sleepers.fetch_add(1);
-      wake.wait(lock, [this] { return stopping.load() || has_task(claims.load()); });
+      wake.wait(lock, called);
       sleepers.fetch_sub(1);
     }
   }
 
   const uint64_t forks;
   std::mutex job;  // held for the time of a job
-  // Tasks of the job (upper half) and the next one to claim (lower half).
-  alignas(64) std::atomic<uint64_t> claims{0};
+  std::vector<Share> shares;
   alignas(64) std::atomic<int64_t> unfinished{0};
   Call call = nullptr;
   const void* body = nullptr;
-  alignas(64) std::atomic<int> sleepers{0};
+  alignas(64) std::atomic<uint64_t> jobs{0};  // so far
+  std::atomic<int> sleepers{0};
   std::atomic<bool> caller_sleeps{false};
   std::atomic<bool> stopping{false};
   std::mutex sleep;
@@ -199,6 +254,8 @@ ThreadPool::Crew& ThreadPool::crew() {
   delete fresh;  // another thread was first
   return *crew;
 }
+
+void ThreadPool::expect(const Pieces& next) { crew().expect(next); }
 
 void ThreadPool::execute(int64_t tasks, Call call, const void* body) {
   if (tasks > 0) crew().run(tasks, call, body);

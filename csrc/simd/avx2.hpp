@@ -76,6 +76,7 @@ struct F32 {
   friend F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 };
 
+inline void hold(F32& a) { __asm__("" : "+x"(a.v)); }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }

@@ -47,6 +47,7 @@ struct F32 {
   friend F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 };
 
+inline void hold(F32& a) { __asm__("" : "+v"(a.v)); }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }

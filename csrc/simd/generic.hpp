@@ -74,6 +74,7 @@ struct F32 {
   friend F32 scale2(F32 a, F32 x);
 };
 
+inline void hold(F32&) {}  // the compiler must have it in a register here; see Dot::hold
 inline F32 fma(F32 a, F32 b, F32 c) { return {std::fma(a.v, b.v, c.v)}; }
 inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }

@@ -67,6 +67,7 @@ struct F32 {
   friend F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
 };
 
+inline void hold(F32& a) { __asm__("" : "+w"(a.v)); }
 inline F32 fma(F32 a, F32 b, F32 c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F32 min(F32 a, F32 b) { return {vminq_f32(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }

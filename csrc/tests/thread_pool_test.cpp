@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -47,6 +48,35 @@ TEST(callers_take_turns) {
   std::vector<std::thread> callers;
   for (int i = 0; i < 4; ++i) callers.emplace_back([&] { run_jobs(pool, 500); });
   for (std::thread& caller : callers) caller.join();
+}
+
+TEST(a_share_is_finished_by_others) {
+  for (int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    constexpr int64_t tasks = 12;
+    for (int64_t held = 0; held < tasks; held += 5) {
+      // A thread that does not come on until all other tasks are done, those of its own share among them.
+      std::atomic<int64_t> done{0};
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      pool.run(tasks, [&](int64_t task) {
+        while (task == held && done < tasks - 1 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+        ++done;
+      });
+      CHECK(std::chrono::steady_clock::now() < limit, "%d threads wait for task %ld", threads, static_cast<long>(held));
+    }
+  }
+}
+
+TEST(what_is_expected_changes_nothing) {
+  ThreadPool pool(3);
+  for (int i = 0; i < 50; ++i) {
+    std::vector<uint8_t> memory(static_cast<size_t>(1000 * i + 1));
+    pool.expect({memory.data(), static_cast<int64_t>(memory.size()) / 7, i % 9});
+    run_jobs(pool, 20);
+    memory = {};  // gone while threads may still fetch it
+    run_jobs(pool, 20);
+    if (i % 2) pool.expect({});
+  }
 }
 
 TEST(pools_come_and_go) {

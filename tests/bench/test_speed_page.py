@@ -28,7 +28,13 @@ def script() -> ModuleType:
 @pytest.fixture
 def results(make: Any, make_probe: Any) -> dict[str, Any]:
     """Files of each kind."""
-    known = {"weight_bytes": 10**8, "read_bytes": 10**8, "state_bytes": 0, "token_operations": 10**9, "head_operations": 0}
+    known = {
+        "weight_bytes": 10**8,
+        "read_bytes": 10**8,
+        "state_bytes": 0,
+        "token_operations": 10**9,
+        "head_operations": 0,
+    }
     workload = Workload(prompt_len=512, gen_len=100, repeats=1)
     ours, peer = make("ours", (1, 1), (0.5, 0.25), **known), make("peer", (1, 1), (2, 1.5))
     beside = measure([ours, peer], make_probe(peak=2048.0), workload).to_json()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.ops.interpreter import needs_interpreter
@@ -9,6 +11,8 @@ from tests.tiny_models import PARITY, float_model, quantised, random_ids
 from torch import Tensor
 
 from ssmquant.errors import InputError
+from ssmquant.runtime.engine import Engine
+from ssmquant.runtime.state_file import read_state
 from ssmquant.tolerance import error_ratio
 
 pytestmark = needs_interpreter
@@ -67,6 +71,51 @@ def test_launches_are_the_engine(name: str, recipe: str) -> None:
     # Where a float sum falls on the other side of a rounding, a code changes: not often, and by no more than rounding.
     assert (off > PARITY).double().mean() <= 0.3
     assert off.max() <= rounding
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("mamba2-two-groups", "quamba2-w8a8"), ("mamba-untied-biased", "quamba-w8a8+ssm_state=int8")],
+)
+def test_saved_states_are_the_engines(name: str, recipe: str, tmp_path: Path) -> None:
+    """What a slot holds is what the engine would save; read back into another slot, it steps as before."""
+    from ssmquant.runtime.cuda.launches import Launches
+    from ssmquant.runtime.cuda.network import network_of
+    from ssmquant.runtime.cuda.records import from_record, to_record
+    from ssmquant.runtime.cuda.slots import Slots
+
+    model = quantised(name, recipe)
+    prompts = [[5, 9], [1, 2, 3, 4, 5, 6, 7]]  # fewer than the convolution's taps, and more
+    engine = Engine(model.shell)
+    _, state = engine.prefill(prompts)
+    state.save(tmp_path / "state")
+    expected = read_state(tmp_path / "state", model.shell, identity="")
+
+    network = network_of(model.shell)
+    pool = Slots(network.mixers.memory, network.device, lambda: None)
+    launches = Launches(network, pool)
+    for prompt, record in zip(prompts, expected, strict=True):
+        slots = pool.take(3)
+        launches.read(torch.tensor([prompt]), torch.tensor(slots[:1], dtype=torch.int32))
+        found = to_record(launches.mixers, pool.tensors, slots[0], len(prompt))
+        assert found.tokens == record.tokens
+        for layer, of_engine in zip(found.layers, record.layers, strict=True):
+            assert layer.pending.keys() == of_engine.pending.keys()
+            pairs = [(layer.conv, of_engine.conv), (layer.ssm, of_engine.ssm)]
+            pairs += [(layer.pending[part], of_engine.pending[part]) for part in ("x", "B")]
+            assert all(torch.equal(a, b) for a, b in pairs)
+        # Codes of dt beyond its limits mean the same, so what counts of dt is the next step.
+        for slot, saved in zip(slots[1:], (record, found), strict=True):
+            for tensor in pool.tensors.values():
+                tensor[:, slot] = 77
+            from_record(launches.mixers, pool.tensors, slot, saved)
+            pool.positions[slot] = saved.tokens
+        one = torch.ones(1, dtype=torch.int32)
+        logits = [
+            launches.step(torch.tensor([8]), torch.tensor([slot], dtype=torch.int32), one) for slot in slots
+        ]
+        assert torch.equal(logits[0], logits[1])
+        assert torch.equal(logits[0], logits[2])
 
 
 def test_slots_are_shared_copied_and_returned() -> None:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ssmquant.errors import InputError, SsmquantError
-from ssmquant.runtime.sampling import Sampling, process_logits, sample
+from ssmquant.runtime.sampling import Sampling, check_drawn, draw, process_logits, sample
 
 VOCABULARY = 53
 
@@ -119,6 +119,17 @@ def test_seed_decides() -> None:
 def test_nan_logits_are_refused() -> None:
     with pytest.raises(SsmquantError, match="NaN logits"):
         sample(torch.tensor([[0.0, float("nan")]]), [[0]], Sampling(), [torch.Generator()])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_with_nan_is_marked_and_the_others_are_drawn(temperature: float) -> None:
+    logits = torch.tensor([[0.0, float("nan"), 1.0], [-50.0, -50.0, 50.0]])
+    generators = [torch.Generator(), torch.Generator()]
+    drawn = draw(logits, [[0], [0]], Sampling(temperature), generators).tolist()
+    assert drawn == [-1, 2]
+    check_drawn([0, 2])
+    with pytest.raises(SsmquantError, match="NaN logits"):
+        check_drawn(drawn)
 
 
 @pytest.mark.parametrize(

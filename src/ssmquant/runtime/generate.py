@@ -140,9 +140,7 @@ def generate(
     running = rows
     logits, state = engine.prefill([list(row.history) for row in rows])
     while True:
-        tokens = draw(
-            logits, [row.history for row in running], sampling, [row.generator for row in running]
-        )
+        tokens = draw(logits, [row.history for row in running], sampling, [row.generator for row in running])
         on_host = tokens.tolist()  # the only wait for the device in a step
         check_drawn(on_host)
         for row, token in zip(running, on_host, strict=True):

@@ -152,7 +152,9 @@ def draw(
     if sampling.greedy:
         return torch.where(unusable, -1, logits.argmax(-1))
     cumulative = (logits.softmax(-1).double() * _WHOLE).long().cumsum(-1)  # [B, V]
-    uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    uniform = torch.stack(
+        [torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]
+    )
     if logits.is_cuda:
         uniform = uniform.pin_memory().to(logits.device, non_blocking=True)
     # `right` steps over tokens of probability 0, where the cumulative distribution is flat.
