@@ -9,7 +9,6 @@ folder with the page, and the rows that a broken run goes on from, is build/comp
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,8 +84,9 @@ def main(
         str(folder),
     ]
     subprocess.run(command, check=True)
-    shutil.copy(folder / "compare.json", RESULTS / f"compare-{name}.json")
-    shutil.copy(folder / "report.md", RESULTS / f"compare-{name}.md")
+    for file, ending in (("compare.json", "json"), ("report.md", "md")):
+        report = (folder / file).read_text(encoding="utf-8").replace(str(Path(model)), name)
+        (RESULTS / f"compare-{name}.{ending}").write_text(report, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ inline void each_block(int64_t rows, int64_t vectors, const Body& body) {
     for (; row + 2 <= rows; row += 2) body(row, Constant<2>{}, column, wide);
     if (row < rows) body(row, Constant<1>{}, column, wide);
   };
-  int64_t v = 0;
-  for (; v + kVectors <= vectors; v += kVectors) rows_of(v * F32::width, Constant<kVectors>{});
-  for (; v < vectors; ++v) rows_of(v * F32::width, Constant<1>{});
+  const int64_t whole = vectors - vectors % kVectors;
+  for (int64_t v = 0; v < whole; v += kVectors) rows_of(v * F32::width, Constant<kVectors>{});
+  for (int64_t v = whole; v < vectors; ++v) rows_of(v * F32::width, Constant<1>{});
 }
 
 }  // namespace ssmquant::SSMQUANT_ISA
