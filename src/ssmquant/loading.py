@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ssmquant.checkpoint import is_quantised, load_quantised, recorded_digests
 from ssmquant.errors import ModelError
-from ssmquant.families import Shell, build, family_of
+from ssmquant.families import Config, Shell, build, family_of, model_config
 from ssmquant.families.original import convert_config, convert_tensors, is_original
 from ssmquant.files import TensorSpec, check_tensors, read_config, read_tensors, resolve
 from ssmquant.model import Model
@@ -21,7 +21,7 @@ from ssmquant.resolution import resolve as resolve_plan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load", "plan", "read_transformers_config"]
+__all__ = ["load", "plan"]
 
 
 def load(
@@ -49,11 +49,11 @@ def load(
     folder = resolve(path_or_id, revision)
     raw = read_config(folder)
     if is_quantised(raw):
-        shell, plan, provenance = load_quantised(folder, read_transformers_config(folder, raw))
+        shell, plan, provenance = load_quantised(folder, model_config(raw, str(folder)))
         return Model(
             str(path_or_id), shell, _tokenizer(folder, tokenizer), plan, provenance, recorded_digests(folder)
         )
-    config = read_transformers_config(folder, raw)  # before the tensors: a foreign model is refused at once
+    config = model_config(raw, str(folder))  # before the tensors: a foreign model is refused at once
     tensors = read_tensors(folder, trust_pickle=trust_pickle)
     if is_original(raw):
         tensors = convert_tensors(convert_config(raw)[1], tensors)
@@ -77,41 +77,15 @@ def plan(model: Model | str | Path, recipe: str | Path | Recipe) -> Plan:
     raw = read_config(folder)
     if is_quantised(raw):
         raise ModelError(f"{model} is quantised already; plan the float model that it was made from")
-    config = read_transformers_config(folder, raw)
-    return resolve_plan(load_recipe(recipe), config, tied=bool(config.tie_word_embeddings))
+    config = model_config(raw, str(folder))
+    return resolve_plan(load_recipe(recipe), config, tied=config.tie_word_embeddings)
 
 
-def read_transformers_config(folder: Path, raw: dict[str, Any]) -> Any:
-    """Return transformers' config of a folder.
-
-    Args:
-        folder: the model's folder, for messages.
-        raw: the content of its config.json.
-    """
-    from transformers import AutoConfig
-
-    if is_original(raw):
-        model_type, options = convert_config(raw)
-    else:
-        options = {key: value for key, value in raw.items() if key != "quantization_config"}
-        model_type = options.pop("model_type", None)
-        family_of(model_type, str(folder / "config.json"))
-    # transformers divides loaded out_proj weights by sqrt(layers) under this flag, which is about initialisation.
-    options["rescale_prenorm_residual"] = False
-    try:
-        return AutoConfig.for_model(model_type, **options)
-    except Exception as error:  # transformers raises many kinds for values that it does not accept
-        raise ModelError(
-            f"{folder / 'config.json'}: transformers cannot read it as a {model_type!r} config: {error}"
-        ) from error
-
-
-def _float_shell(folder: Path, config: Any, tensors: dict[str, Tensor]) -> Shell:
+def _float_shell(folder: Path, config: Config, tensors: dict[str, Tensor]) -> Shell:
     """Return the float32 model of a folder's tensors."""
     tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): t for name, t in tensors.items()}
-    family = family_of(config.model_type, str(folder))
+    family, tied = family_of(config.model_type, str(folder)), config.tie_word_embeddings
     head = tensors.pop(f"{family.head}.weight", None)
-    tied = bool(config.tie_word_embeddings)
     if not tied:
         if head is None:
             raise ModelError(
@@ -132,14 +106,14 @@ def _tokenizer(
     folder: Path, given: str | Path | PreTrainedTokenizerBase | None
 ) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer: as given, loaded from where it says, or from the model's folder if it has one."""
-    from transformers import AutoTokenizer
-
     if given is not None and not isinstance(given, str | Path):
         return given
     if given is None and not any(
         (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
     ):
         return None
+    from transformers import AutoTokenizer
+
     source = folder if given is None else Path(given)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(given or folder))

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.errors import ModelError
-from ssmquant.families import Shell
+from ssmquant.families import Config, Shell, transformers_model
 from ssmquant.files import combined, digests
 from ssmquant.planning import Plan
 
@@ -69,7 +70,7 @@ class Model:
 
     Attributes:
         name: path or id as it was given.
-        shell: transformers' model with our stages inside.
+        shell: its stages.
         tokenizer: transformers' tokenizer; None if the folder has none.
         plan: what is quantised and how; None for a float model.
         provenance: how it was calibrated (see `pipeline.quantize`); empty for a float model.
@@ -84,15 +85,15 @@ class Model:
     tensor_digests: Mapping[str, str] | None = field(default=None, repr=False)
     _engines: _Engines = field(default_factory=lambda: _Engines(), repr=False, compare=False)
 
-    @property
+    @cached_property
     def module(self) -> PreTrainedModel:
-        """Transformers' model."""
-        return self.shell.model
+        """Transformers' model around the same stages, made when it is first asked for."""
+        return transformers_model(self.shell)
 
     @property
-    def config(self) -> Any:
-        """Transformers' config."""
-        return self.shell.model.config
+    def config(self) -> Config:
+        """The config, under transformers' names."""
+        return self.shell.config
 
     @property
     def family(self) -> str:
@@ -106,7 +107,7 @@ class Model:
 
     def to(self, device: str | torch.device) -> Model:
         """Move the model's tensors to a device, in place, and return the model."""
-        self.shell.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method untyped
+        self.shell.model.to(device)
         return self
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Model:
 
     def digest(self) -> str:
         """Return what tells this model from every other: 32 hexadecimal digits, from its tensors, config and plan."""
-        tensors = self.tensor_digests or digests(self.module.state_dict())
+        tensors = self.tensor_digests or digests(self.shell.model.state_dict())
         plan = {} if self.plan is None else self.plan.to_json()
         constants = [repr((block.norm.eps, block.mixer.dims)) for block in self.shell.blocks]
         about = sha256(json.dumps([plan, constants], sort_keys=True).encode()).hexdigest()

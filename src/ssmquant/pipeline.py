@@ -111,7 +111,7 @@ def _assembled(
     coded = [row for row in plan.weights() if not row.scheme.is_float]
     later = [row for row in coded if QUANTIZERS[row.quantizer].sequential]
     first = {name: s for name, s in plan.schemes.items() if name not in {row.site.name for row in later}}
-    quantised = build(source.model.config, first, hadamard=plan.hadamard, tied=plan.tied)
+    quantised = build(source.config, first, hadamard=plan.hadamard, tied=plan.tied)
     _fill(quantised, source, plan, statistics, groups, calibrator.progress)
     if later:
         quantise_in_sequence(quantised, later, calibrator.windows, calibrator.progress)
@@ -151,7 +151,7 @@ def _divergences(
 
 def _clone(source: Shell, *, tied: bool) -> Shell:
     """Return a float shell that shares the source's tensors; a head that is to be untied gets the embedding's."""
-    target = build(source.model.config, tied=tied)
+    target = build(source.config, tied=tied)
     tensors = source.model.state_dict()
     if source.tied and not tied:
         tensors = {**tensors, f"{source.family.head}.linear.weight": source.embedding.weight}

@@ -29,7 +29,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_has_the_parameters_of_the_published_model(name: str) -> None:
     config = shape_config(name)
-    shell = build(config, tied=bool(config.tie_word_embeddings))
+    shell = build(config, tied=config.tie_word_embeddings)
     assert sum(parameter.numel() for parameter in shell.model.parameters()) == PARAMETERS[name]
 
 

@@ -15,8 +15,9 @@ from ssmquant.bench.worker import Worker
 from ssmquant.bench.workload import Workload
 from ssmquant.data import builtin_model
 from ssmquant.errors import ModelError, SsmquantError
+from ssmquant.families import model_config
 from ssmquant.files import read_config
-from ssmquant.loading import load, read_transformers_config
+from ssmquant.loading import load
 
 BUILTIN = str(builtin_model())
 
@@ -80,7 +81,7 @@ class InPlace:
 
 
 def test_transformers_engine_goes_on_from_its_state() -> None:
-    config = read_transformers_config(builtin_model(), read_config(builtin_model()))
+    config = model_config(read_config(builtin_model()), "")
     subject = TransformersModel(config, "float32", "cpu").load()
     whole, _ = subject.engine.prefill([[5, 6, 7, 8]])
     _, state = subject.engine.prefill([[5, 6, 7]])

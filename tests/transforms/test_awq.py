@@ -15,7 +15,7 @@ import ssmquant
 from ssmquant.calibrate import calibrate
 from ssmquant.data import evaluation_documents, windows
 from ssmquant.eval.metrics import compare
-from ssmquant.families import Shell
+from ssmquant.families import Shell, transformers_model
 from ssmquant.formats import restored
 from ssmquant.quantizers import round_to_nearest
 from ssmquant.scheme import Granularity, TensorScheme
@@ -41,7 +41,7 @@ def awq(shell: Shell, schemes: Mapping[str, TensorScheme]) -> None:
 
 def logits(shell: Shell, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = shell.model(ids).logits
+        found: Tensor = transformers_model(shell)(ids).logits
     return found
 
 

@@ -37,7 +37,7 @@ def double_model(name: str) -> Shell:
 
 def sharing(source: Shell, *, tied: bool) -> Shell:
     """Return a shell that shares the source's tensors; a head that is to be untied gets the embedding's."""
-    target = build(source.model.config, tied=tied)
+    target = build(source.config, tied=tied)
     tensors = source.model.state_dict()
     if source.tied and not tied:
         tensors |= {"lm_head.linear.weight": source.embedding.weight}

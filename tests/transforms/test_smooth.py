@@ -16,7 +16,7 @@ from ssmquant.calibrate import calibrate
 from ssmquant.data import evaluation_documents, windows
 from ssmquant.errors import RecipeError
 from ssmquant.eval.metrics import compare
-from ssmquant.families import Shell
+from ssmquant.families import Shell, transformers_model
 from ssmquant.scheme import Granularity, TensorScheme
 from ssmquant.transforms import TRANSFORMS, Context
 from ssmquant.transforms.smooth import pairs, smoothing_scale
@@ -39,7 +39,7 @@ def smooth(shell: Shell, schemes: Mapping[str, TensorScheme], alpha: float = 0.5
 
 def logits(shell: Shell, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = shell.model(ids).logits
+        found: Tensor = transformers_model(shell)(ids).logits
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssmquant.bench.contestant import Contestant
 from ssmquant.bench.llama_cpp import LlamaCpp
@@ -14,7 +13,7 @@ from ssmquant.bench.synthetic import shape_plan
 from ssmquant.bench.worker import Worker
 from ssmquant.bench.workload import Workload
 from ssmquant.errors import InputError
-from ssmquant.families import model_sites
+from ssmquant.families import Config, model_sites
 from ssmquant.files import read_config, resolve
 from ssmquant.sites import SiteKind
 
@@ -27,7 +26,7 @@ class Request:
 
     Attributes:
         ours: the model in question.
-        config: transformers' config of it.
+        config: its config.
         workload: what is timed.
         threads: of every contestant.
         llama_bench: llama.cpp's program; None if none was named.
@@ -35,7 +34,7 @@ class Request:
     """
 
     ours: OurModel
-    config: Any
+    config: Config
     workload: Workload
     threads: int
     llama_bench: Path | None = None

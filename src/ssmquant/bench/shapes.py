@@ -1,6 +1,6 @@
 """Named shapes: the published Mamba and Mamba-2 models as their own configurations describe them.
 
-    config = shape_config("mamba2-2.7b")        # transformers' config; no weights are needed to measure speed
+    config = shape_config("mamba2-2.7b")        # no weights are needed to measure speed
 
 Sizes are those of the published checkpoints: state-spaces' Mamba (arXiv 2312.00752) and Mamba-2 (arXiv 2405.21060, its
 vocabulary padded to a multiple of 16), and as 8b the pure Mamba-2 of arXiv 2406.07887, with eight groups, a vocabulary
@@ -9,11 +9,10 @@ of 256,000 and a head of its own.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ssmquant.errors import InputError, nearest
-from ssmquant.loading import read_transformers_config
+from ssmquant.families import Config, model_config
 
 __all__ = ["SHAPES", "default_recipe", "shape_config"]
 
@@ -53,8 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 _DEFAULT_RECIPES = {"mamba": "quamba-w8a8", "mamba2": "quamba2-w8a8"}
 
 
-def shape_config(name: str) -> Any:
-    """Return transformers' config of a named shape.
+def shape_config(name: str) -> Config:
+    """Return the config of a named shape.
 
     Args:
         name: a key of `SHAPES`.
@@ -64,7 +63,7 @@ def shape_config(name: str) -> Any:
     """
     if name not in SHAPES:
         raise InputError(f"no shape {name!r}; {nearest(name, SHAPES)}")
-    return read_transformers_config(Path(name), SHAPES[name])
+    return model_config(SHAPES[name], name)
 
 
 def default_recipe(name: str) -> str:

@@ -5,7 +5,6 @@ Each is a small description that travels to the process; `load` is called there.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ssmquant.bench.contestant import Facts
 from ssmquant.bench.synthetic import random_shape
+from ssmquant.families import Config, transformers_config
 from ssmquant.footprint import bytes_at_rest, integer_products
 from ssmquant.loading import load
 from ssmquant.model import Model
@@ -98,12 +98,12 @@ class TransformersModel:
     """Transformers' own model of a configuration, with the random weights that it starts from.
 
     Attributes:
-        config: transformers' config.
+        config: of the model.
         dtype: ``float32`` or ``bfloat16``.
         device: ``cpu`` or ``cuda``.
     """
 
-    config: Any
+    config: Config
     dtype: str
     device: str
 
@@ -113,7 +113,8 @@ class TransformersModel:
 
         transformers.utils.logging.set_verbosity_error()  # it says at length which CUDA kernels are missing
         dtype = getattr(torch, self.dtype)
-        model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=dtype)
+        config = transformers_config(self.config)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.eval().to(self.device)
         parameters = list(model.parameters())
         facts = Facts(

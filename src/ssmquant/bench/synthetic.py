@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmquant.bench.shapes import shape_config
-from ssmquant.families import build
+from ssmquant.families import Config, build
 from ssmquant.model import Model
 from ssmquant.modules.activation import Activation
 from ssmquant.modules.mixer import StateSite
@@ -53,16 +52,18 @@ def shape_plan(name: str, recipe: str | Path | Recipe) -> Plan:
 
 
 @torch.no_grad()
-def random_model(name: str, config: Any, plan: Plan) -> Model:
+def random_model(name: str, config: Config, plan: Plan) -> Model:
     """Return a model of a plan with random contents, the same each time; every tensor is filled where it is.
 
     Args:
         name: of the model.
-        config: transformers' config.
+        config: its config.
         plan: schemes of its sites.
     """
     shell = build(config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
-    shell.model.to_empty(device="cpu")
+    # Not to_empty: from tensors on the meta device it takes a way through PyTorch that imports sympy.
+    empty = {path: torch.empty(t.shape, dtype=t.dtype) for path, t in shell.model.state_dict().items()}
+    shell.model.load_state_dict(empty, assign=True)
     random = torch.Generator().manual_seed(_SEED)
     coded: set[int] = set()
     for _, weight in shell.weights():
@@ -152,6 +153,7 @@ _WEIGHTS: dict[str, Fill] = {
     "scale": lambda tensor, columns, scheme, _: tensor.fill_(_unit_scale(columns, _largest(scheme))),
     "outlier_scale": lambda tensor, columns, *_: tensor.fill_(_unit_scale(columns, 127)),
     "zero_point": lambda tensor, *_: tensor.zero_(),
+    "grid": lambda tensor, *_: tensor.fill_(0x81),  # steps of one, zero point 0
     "order": lambda tensor, columns, _, random: tensor.copy_(torch.randperm(columns, generator=random)),
     "table": _fill_table,
     "values": lambda tensor, columns, _, random: tensor.normal_(0.0, columns**-0.5, generator=random),

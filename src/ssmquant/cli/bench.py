@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from ssmquant.errors import InputError
 
 if TYPE_CHECKING:
     from ssmquant.bench.subjects import OurModel
+    from ssmquant.families import Config
 
 __all__ = ["bench"]
 
@@ -107,21 +108,23 @@ def bench(
     write_json(json, measurement.to_json())
 
 
-def _model(model: str | None, shape: str | None, recipe: str | None, device: Device) -> tuple[OurModel, Any]:
-    """Return what is measured, and its transformers config; a shape and recipe that do not fit are refused."""
+def _model(
+    model: str | None, shape: str | None, recipe: str | None, device: Device
+) -> tuple[OurModel, Config]:
+    """Return what is measured, and its config; a shape and recipe that do not fit are refused."""
     from ssmquant.bench.shapes import default_recipe, shape_config
     from ssmquant.bench.subjects import OurModel
     from ssmquant.bench.synthetic import shape_plan
     from ssmquant.checkpoint import is_quantised
+    from ssmquant.families import model_config
     from ssmquant.files import read_config, resolve
-    from ssmquant.loading import read_transformers_config
     from ssmquant.planning import Plan
 
     if shape is None:
         assert model is not None
         folder = resolve(model)
         raw = read_config(folder)
-        config = read_transformers_config(folder, raw)
+        config = model_config(raw, str(folder))
         if is_quantised(raw):  # tying is the plan's there
             config.tie_word_embeddings = Plan.from_json(raw["quantization_config"]["plan"], config).tied
         return OurModel(model, None, device.value), config

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # which imports its parts when they are first used
 
 __all__ = [
     "NO_DIFFERENCE",
@@ -143,7 +143,7 @@ def proportion_interval(hits: npt.NDArray[np.bool_], *, confidence: float = CONF
         hits: bool [n].
         confidence: coverage of the interval, 0 … 1.
     """
-    test = stats.binomtest(int(hits.sum()), len(hits))
+    test = scipy.stats.binomtest(int(hits.sum()), len(hits))
     low, high = test.proportion_ci(confidence, method="wilson")
     return Interval(float(test.statistic), float(low), float(high))
 
@@ -166,7 +166,7 @@ def paired_test(a: Array, b: Array, *, resamples: int = RESAMPLES, seed: int = 0
     diff = _difference(a, b)
     if len(diff) == 1:  # which scipy refuses; both sign patterns are as extreme
         return PairedTest(mean_interval(diff), 1.0)
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (diff,),
         _mean,
         permutation_type="samples",  # of one sample: flips signs
@@ -195,7 +195,7 @@ def mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], *, seed: int = 0
     """
     diff = _difference(a.astype(np.float64), b.astype(np.float64))
     only_a, only_b = int((diff > 0).sum()), int((diff < 0).sum())
-    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    p = float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return PairedTest(mean_interval(diff, seed=seed), p)
 
 

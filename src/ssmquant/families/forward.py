@@ -6,43 +6,22 @@ the same result in a batch as alone. Their states live in the layer of transform
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from ssmquant.errors import InputError
 from ssmquant.modules.mamba1 import Mamba1Dims, Mamba1Mixer
 from ssmquant.modules.mamba2 import Mamba2Dims, Mamba2Mixer
 from ssmquant.modules.mixer import LayerSchemes, Mixer
-from ssmquant.modules.state import MixerState
 
-__all__ = ["StateLayer", "make_mixer"]
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
+    from ssmquant.families.cache import StateLayer
 
-class StateLayer(LinearAttentionLayer):
-    """A layer of transformers' cache that holds our states: (rows, state) for each group of rows."""
-
-    is_compileable = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.groups: list[tuple[Tensor, MixerState]] = []
-
-    def reset(self) -> None:
-        """Forget every sequence."""
-        self.groups = []
-        self.has_previous_state = dict.fromkeys(self.has_previous_state, False)
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorder the rows for beam search."""
-        if len(self.groups) != 1:
-            raise InputError(
-                "beam search needs prompts of one length; run prompts of different lengths one by one"
-            )
-        ((_, state),) = self.groups
-        self.groups = [(torch.arange(len(beam_idx)), state.rows(beam_idx))]
+__all__ = ["make_mixer"]
 
 
 def _padding_groups(batch: int, mask: Tensor | None) -> list[tuple[Tensor, int]]:
@@ -102,6 +81,8 @@ class _ShellForward:
     def _layer(self, cache: Cache | None) -> StateLayer | None:
         if cache is None:
             return None
+        from ssmquant.families.cache import StateLayer  # transformers is here already if it has made a cache
+
         layer = cache.layers[self.layer_idx]
         if not isinstance(layer, StateLayer):
             layer = cache.layers[self.layer_idx] = StateLayer()

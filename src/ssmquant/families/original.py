@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ssmquant.errors import ModelError, nearest
+from ssmquant.families.values import FLAG, LIMITS, RANK, WHOLE, Value
 from ssmquant.files.digests import digest
 
 __all__ = ["TOKENIZER", "convert", "convert_config", "convert_tensors", "is_original"]
@@ -29,33 +30,12 @@ _NEOX_VOCABULARY = (50277, 50280, 50288)  # as it is, and padded to a multiple o
 _NEOX_END = 0  # <|endoftext|>, which also begins and pads
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _rank(value: Any) -> bool:
-    return value == "auto" or _whole(value)
-
-
-def _limits(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(end, (int, float)) for end in value)
-    )
-
-
 class _Option(NamedTuple):
     """An option that both sides have: transformers' name, mamba_ssm's default, its legal values."""
 
     name: str
     default: Any
-    legal: Callable[[Any], bool]
-    kind: str
+    value: Value
 
 
 class _Layer(NamedTuple):
@@ -91,10 +71,10 @@ def _derive_mamba2(options: dict[str, Any]) -> dict[str, Any]:
 
 
 _SHARED_OPTIONS = {
-    "d_conv": _Option("conv_kernel", 4, _whole, "a whole number above 0"),
-    "expand": _Option("expand", 2, _whole, "a whole number above 0"),
-    "bias": _Option("use_bias", False, _flag, "true or false"),
-    "conv_bias": _Option("use_conv_bias", True, _flag, "true or false"),
+    "d_conv": _Option("conv_kernel", 4, WHOLE),
+    "expand": _Option("expand", 2, WHOLE),
+    "bias": _Option("use_bias", False, FLAG),
+    "conv_bias": _Option("use_conv_bias", True, FLAG),
 }
 # Defaults are those of mamba_ssm's modules/mamba_simple.py and modules/mamba2.py.
 _LAYERS = {
@@ -102,8 +82,8 @@ _LAYERS = {
         model_type="mamba",
         options={
             **_SHARED_OPTIONS,
-            "d_state": _Option("state_size", 16, _whole, "a whole number above 0"),
-            "dt_rank": _Option("time_step_rank", "auto", _rank, '"auto" or a whole number above 0'),
+            "d_state": _Option("state_size", 16, WHOLE),
+            "dt_rank": _Option("time_step_rank", "auto", RANK),
         },
         required={},
         derived=_derive_mamba1,
@@ -112,11 +92,11 @@ _LAYERS = {
         model_type="mamba2",
         options={
             **_SHARED_OPTIONS,
-            "d_state": _Option("state_size", 128, _whole, "a whole number above 0"),
-            "headdim": _Option("head_dim", 64, _whole, "a whole number above 0"),
-            "ngroups": _Option("n_groups", 1, _whole, "a whole number above 0"),
-            "chunk_size": _Option("chunk_size", 256, _whole, "a whole number above 0"),
-            "dt_limit": _Option("time_step_limit", (0.0, math.inf), _limits, "two numbers"),
+            "d_state": _Option("state_size", 128, WHOLE),
+            "headdim": _Option("head_dim", 64, WHOLE),
+            "ngroups": _Option("n_groups", 1, WHOLE),
+            "chunk_size": _Option("chunk_size", 256, WHOLE),
+            "dt_limit": _Option("time_step_limit", (0.0, math.inf), LIMITS),
         },
         required={"D_has_hdim": (False,), "rmsnorm": (True,), "norm_before_gate": (False,), "d_ssm": (None,)},
         derived=_derive_mamba2,
@@ -129,11 +109,11 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 _TOP_OPTIONS = {
-    "d_model": _Option("hidden_size", None, _whole, "a whole number above 0"),
-    "n_layer": _Option("num_hidden_layers", None, _whole, "a whole number above 0"),
-    "vocab_size": _Option("vocab_size", 50277, _whole, "a whole number above 0"),
-    "residual_in_fp32": _Option("residual_in_fp32", True, _flag, "true or false"),
-    "tie_embeddings": _Option("tie_word_embeddings", True, _flag, "true or false"),
+    "d_model": _Option("hidden_size", None, WHOLE),
+    "n_layer": _Option("num_hidden_layers", None, WHOLE),
+    "vocab_size": _Option("vocab_size", 50277, WHOLE),
+    "residual_in_fp32": _Option("residual_in_fp32", True, FLAG),
+    "tie_embeddings": _Option("tie_word_embeddings", True, FLAG),
 }
 _TOP_REQUIRED: dict[str, tuple[Any, ...]] = {
     "d_intermediate": (0,),
@@ -189,8 +169,8 @@ def convert_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         *_problems("", top, _TOP_OPTIONS, _TOP_REQUIRED, _TOP_WITHOUT_EFFECT),
         *_problems("ssm_cfg ", inner, layer.options, layer.required, _WITHOUT_EFFECT),
     ]
-    if not _whole(multiple):
-        problems.append(f"{_PAD_MULTIPLE} must be a whole number above 0, found {multiple!r}")
+    if not WHOLE.legal(multiple):
+        problems.append(f"{_PAD_MULTIPLE} must be {WHOLE.kind}, found {multiple!r}")
     if problems:
         raise ModelError(
             f"original config: a {kind} model with these options cannot be loaded:\n  "
@@ -275,8 +255,8 @@ def _problems(
     lines = []
     for key, value in given.items():
         if key in options:
-            if not options[key].legal(value):
-                lines.append(f"{where}{key} must be {options[key].kind}, found {value!r}")
+            if not options[key].value.legal(value):
+                lines.append(f"{where}{key} must be {options[key].value.kind}, found {value!r}")
         elif key in required:
             if value not in required[key]:
                 lines.append(f"{where}{key} is {value!r}; only {required[key][0]!r} can be represented")

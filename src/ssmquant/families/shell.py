@@ -1,18 +1,20 @@
-"""`Shell`: transformers' model with our stages in place, and its parts by role.
+"""`Shell`: our stages under the names of transformers' model, and its parts by role.
 
 `build` makes one on the meta device from a config and a plan, with empty tensors of the right names, shapes and dtypes;
-loading is then filling them. Nothing is ever initialised at random and thrown away.
+loading is then filling them. Nothing is ever initialised at random and thrown away, and transformers is not needed:
+its own model is made around the same stages only where somebody asks for it (`adoption`).
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from ssmquant.errors import ModelError
+from ssmquant.families.config import Config
 from ssmquant.families.forward import make_mixer
 from ssmquant.families.table import Family, family_of
 from ssmquant.modules.activation import Activation
@@ -25,9 +27,7 @@ from ssmquant.sites import Site, SiteKind
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from transformers import PreTrainedModel
-
-__all__ = ["Block", "Shell", "adopt", "build", "model_sites"]
+__all__ = ["Block", "Shell", "build", "model_sites"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Shell:
-    """A transformers causal language model whose stages are ours.
+    """A causal language model made of our stages.
 
     Attributes:
-        model: transformers' model.
+        model: holds the stages, under the names that they have in transformers' model; it cannot be called.
+        config: its config.
         family: its row of the table.
         embedding, blocks, final_norm, head: its parts.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
+    config: Config
     family: Family
     embedding: Embedding
     blocks: tuple[Block, ...]
@@ -85,7 +87,7 @@ class Shell:
 
 
 def model_sites(config: Any) -> tuple[Site, ...]:
-    """Return every quantisable tensor of a model, from its transformers config alone."""
+    """Return every quantisable tensor of a model, from its config alone."""
     family = family_of(config.model_type, "config.json")
     d_model, vocab = config.hidden_size, config.vocab_size
     table = {"vocab": vocab, "d_model": d_model}
@@ -98,64 +100,55 @@ def model_sites(config: Any) -> tuple[Site, ...]:
     )
 
 
-def adopt(
-    model: PreTrainedModel, schemes: Mapping[str, TensorScheme], *, hadamard: bool = False, tied: bool
+def build(
+    config: Config, schemes: Mapping[str, TensorScheme] | None = None, *, hadamard: bool = False, tied: bool
 ) -> Shell:
-    """Put our stages into a transformers model, in place, and return it as a shell.
+    """Return a shell with empty tensors on the meta device.
 
     Args:
-        model: a model of a known family; its own weights are dropped.
+        config: of the model.
         schemes: scheme by site name; float32 where absent.
         hadamard: whether every mixer transforms y before out_proj.
         tied: whether the head uses the embedding's table.
+
+    Raises:
+        ModelError: the config asks for what our stages do not compute.
     """
-    config = model.config
-    family = family_of(config.model_type, "config.json")
-    if getattr(config, "hidden_act", "silu") != "silu":
+    family, schemes = family_of(config.model_type, "config.json"), schemes or {}
+    if config.hidden_act != "silu":
         raise ModelError(
             f"config.json: hidden_act {config.hidden_act!r} is not supported; the kernels fuse silu"
         )
-    dims, eps = family.dims(config), config.layer_norm_epsilon
-    backbone = getattr(model, family.backbone)
-    embedding = Embedding((config.vocab_size, config.hidden_size), schemes.get("embedding.weight", FLOAT32))
-    setattr(backbone, family.embedding, embedding)
-    blocks = []
-    for index, block in enumerate(getattr(backbone, family.layers)):
-        prefix = f"layers.{index}."
-        layer = LayerSchemes(
-            {name.removeprefix(prefix): s for name, s in schemes.items() if name.startswith(prefix)}, hadamard
-        )
-        ours = Block(RMSNorm(config.hidden_size, eps), make_mixer(dims, layer, index))
-        setattr(block, family.block_norm, ours.norm)
-        setattr(block, family.block_mixer, ours.mixer)
-        blocks.append(ours)
-    final_norm = RMSNorm(config.hidden_size, eps)
-    setattr(backbone, family.final_norm, final_norm)
-    head = Head(
-        config.hidden_size,
-        config.vocab_size,
-        input_scheme=schemes.get("lm_head.input", FLOAT32),
-        weight_scheme=schemes.get("lm_head.weight", FLOAT32),
-        tied_to=embedding if tied else None,
-    )
-    setattr(model, family.head, head)
-    # Tying is ours now: transformers would look for parameters that codes do not have.
-    model._tied_weights_keys = None  # type: ignore[assignment]
-    model.all_tied_weights_keys = {}
-    model.config.tie_word_embeddings = False
-    return Shell(model, family, embedding, tuple(blocks), final_norm, head)
-
-
-def build(
-    config: Any, schemes: Mapping[str, TensorScheme] | None = None, *, hadamard: bool = False, tied: bool
-) -> Shell:
-    """Return a shell with empty tensors on the meta device; arguments as for `adopt`."""
-    from transformers import AutoModelForCausalLM
-
-    family_of(config.model_type, "config.json")
-    config = copy.deepcopy(config)
+    # Tying is ours: transformers would look for parameters that codes do not have.
+    config = Config(**config.to_dict() | {"tie_word_embeddings": False})
+    dims, d_model, eps = family.dims(config), config.hidden_size, config.layer_norm_epsilon
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        shell = adopt(model, schemes or {}, hadamard=hadamard, tied=tied)
-    shell.model.eval()
-    return shell
+        embedding = Embedding((config.vocab_size, d_model), schemes.get("embedding.weight", FLOAT32))
+        blocks = []
+        for index in range(config.num_hidden_layers):
+            prefix = f"layers.{index}."
+            layer = {name.removeprefix(prefix): s for name, s in schemes.items() if name.startswith(prefix)}
+            mixer = make_mixer(dims, LayerSchemes(layer, hadamard), index)
+            blocks.append(Block(RMSNorm(d_model, eps), mixer))
+        final_norm = RMSNorm(d_model, eps)
+        head = Head(
+            d_model,
+            config.vocab_size,
+            input_scheme=schemes.get("lm_head.input", FLOAT32),
+            weight_scheme=schemes.get("lm_head.weight", FLOAT32),
+            tied_to=embedding if tied else None,
+        )
+    layers = [_holder({family.block_norm: block.norm, family.block_mixer: block.mixer}) for block in blocks]
+    backbone = _holder(
+        {family.embedding: embedding, family.layers: nn.ModuleList(layers), family.final_norm: final_norm}
+    )
+    model = _holder({family.backbone: backbone, family.head: head}).eval()
+    return Shell(model, config, family, embedding, tuple(blocks), final_norm, head)
+
+
+def _holder(children: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a module that holds others under these names and does nothing."""
+    holder = nn.Module()
+    for name, child in children.items():
+        holder.add_module(name, child)
+    return holder

@@ -1,15 +1,18 @@
 """The table of families: which transformers model type is which mixer, and where its parts are.
 
-A new family is a row: its model type, how its config gives the mixer's dimensions, and the attribute paths.
+A new family is a row: its model type, the options that its config must have, how they give the mixer's dimensions,
+and the attribute paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ssmquant.errors import ModelError, nearest
+from ssmquant.families.values import EPSILON, FLAG, LIMITS, RANK, WHOLE, WORD, Value
 from ssmquant.modules.mamba1 import Mamba1Dims, mamba1_sites
 from ssmquant.modules.mamba2 import Mamba2Dims, mamba2_sites
 from ssmquant.sites import Site
@@ -26,13 +29,15 @@ class Family:
     Attributes:
         name: transformers' ``model_type``.
         kind: mixer, ``mamba1`` or ``mamba2``.
-        dims: the mixer's dimensions, from a transformers config.
+        options: what we read of its config, and what each may be set to.
+        dims: the mixer's dimensions, from a config.
         sites: the mixer's sites, from its dimensions.
         backbone, embedding, layers, block_norm, block_mixer, final_norm, head: attribute names.
     """
 
     name: str
     kind: Literal["mamba1", "mamba2"]
+    options: Mapping[str, Value]
     dims: Callable[[Any], Dims]
     sites: Callable[[Any], tuple[Site, ...]]
     backbone: str = "backbone"
@@ -44,13 +49,31 @@ class Family:
     head: str = "lm_head"
 
 
+_OPTIONS = {
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel", "expand"), WHOLE
+    ),
+    **dict.fromkeys(("use_bias", "use_conv_bias", "tie_word_embeddings"), FLAG),
+    "layer_norm_epsilon": EPSILON,
+    "hidden_act": WORD,
+}
+_MAMBA1_OPTIONS = {**_OPTIONS, "time_step_rank": RANK}
+_FALCON_OPTIONS = {**_MAMBA1_OPTIONS, "mixer_rms_eps": EPSILON}
+_MAMBA2_OPTIONS = {
+    **_OPTIONS,
+    **dict.fromkeys(("num_heads", "head_dim", "n_groups"), WHOLE),
+    "time_step_limit": LIMITS,
+}
+
+
 def _mamba1_dims(config: Any) -> Mamba1Dims:
+    rank = config.time_step_rank
     return Mamba1Dims(
         d_model=config.hidden_size,
-        d_inner=config.intermediate_size,
+        d_inner=config.expand * config.hidden_size,
         d_state=config.state_size,
         d_conv=config.conv_kernel,
-        dt_rank=int(config.time_step_rank),
+        dt_rank=math.ceil(config.hidden_size / 16) if rank == "auto" else rank,
         bias=config.use_bias,
         conv_bias=config.use_conv_bias,
         dt_B_C_eps=getattr(config, "mixer_rms_eps", None),
@@ -59,13 +82,19 @@ def _mamba1_dims(config: Any) -> Mamba1Dims:
 
 def _mamba2_dims(config: Any) -> Mamba2Dims:
     dt_min, dt_max = config.time_step_limit
+    d_inner, nheads, headdim = config.expand * config.hidden_size, config.num_heads, config.head_dim
+    if d_inner != nheads * headdim or nheads % config.n_groups:
+        raise ModelError(
+            f"config.json: expand * hidden_size = {d_inner} must be num_heads {nheads} * head_dim {headdim}, in "
+            f"n_groups {config.n_groups} equal groups; mend it, or copy it again"
+        )
     return Mamba2Dims(
         d_model=config.hidden_size,
-        d_inner=int(config.expand * config.hidden_size),
+        d_inner=d_inner,
         d_state=config.state_size,
         d_conv=config.conv_kernel,
-        nheads=config.num_heads,
-        headdim=config.head_dim,
+        nheads=nheads,
+        headdim=headdim,
         ngroups=config.n_groups,
         dt_min=float(dt_min),
         dt_max=float(dt_max),
@@ -78,9 +107,9 @@ def _mamba2_dims(config: Any) -> Mamba2Dims:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("mamba", "mamba1", _mamba1_dims, mamba1_sites),
-        Family("falcon_mamba", "mamba1", _mamba1_dims, mamba1_sites),
-        Family("mamba2", "mamba2", _mamba2_dims, mamba2_sites),
+        Family("mamba", "mamba1", _MAMBA1_OPTIONS, _mamba1_dims, mamba1_sites),
+        Family("falcon_mamba", "mamba1", _FALCON_OPTIONS, _mamba1_dims, mamba1_sites),
+        Family("mamba2", "mamba2", _MAMBA2_OPTIONS, _mamba2_dims, mamba2_sites),
     )
 }
 

@@ -64,13 +64,14 @@ class SsmquantHfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
         from ssmquant.checkpoint import check_version
-        from ssmquant.families.shell import adopt
+        from ssmquant.families import adopt, build, model_config
         from ssmquant.planning import Plan
 
         entries, folder = self.quantization_config.entries, model.config.name_or_path or "config.json"
         check_version(entries, folder)
-        plan = Plan.from_json(entries.get("plan") or {}, model.config)
-        adopt(model, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
+        config = model_config(model.config.to_dict(), folder)
+        plan = Plan.from_json(entries.get("plan") or {}, config)
+        adopt(model, build(config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied))
         if checkpoint_files is not None:
             _check_complete(model, checkpoint_files, folder)
 

@@ -197,7 +197,7 @@ def _identity(
     """Return what all rows depend on: model, text, settings, versions and machine; not the date."""
     config = {name: str(value) for name, value in model.config.to_dict().items() if not name.startswith("_")}
     return {
-        "model": combined(digests(model.module.state_dict())),
+        "model": combined(digests(model.shell.model.state_dict())),
         "config": config,
         "domains": {name: digest(ids) for name, ids in domains.items()},
         "calibration": dict(calibrated),

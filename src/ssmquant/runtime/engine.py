@@ -197,7 +197,7 @@ class Engine:
         device = self.shell.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         state = State([], self.identity)
-        logits = torch.empty(len(prompts), self.shell.model.config.vocab_size, device=device)
+        logits = torch.empty(len(prompts), self.shell.config.vocab_size, device=device)
         for length in lengths.unique().tolist():
             rows = torch.nonzero(lengths == length).flatten()
             ids = torch.tensor([list(prompts[row]) for row in rows.tolist()], device=device)
@@ -218,7 +218,7 @@ class Engine:
             float32 logits ``[B, vocab]`` and the new state.
         """
         state, tokens = state.fork(), tokens.to(self.shell.device)
-        logits = torch.empty(len(tokens), self.shell.model.config.vocab_size, device=tokens.device)
+        logits = torch.empty(len(tokens), self.shell.config.vocab_size, device=tokens.device)
         for group in state.groups:
             hidden, _ = self.hidden(tokens[group.rows, None], group.layers)
             logits[group.rows] = self.shell.head(hidden[:, -1])

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # which imports its parts when they are first used
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
 
 from ssmquant.errors import InputError, RecipeError
@@ -48,7 +48,8 @@ def _clusters(features: np.ndarray, count: int) -> np.ndarray:
     if count >= len(features):
         labels = np.arange(len(features))
     else:
-        labels = cut_tree(linkage(features, method="ward"), n_clusters=count).ravel()
+        hierarchy = scipy.cluster.hierarchy
+        labels = hierarchy.cut_tree(hierarchy.linkage(features, method="ward"), n_clusters=count).ravel()
     means = [features[labels == label].mean() for label in range(labels.max() + 1)]
     rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
     return rank[labels]
