@@ -9,18 +9,14 @@ A claim reads the files that exist and says so where one does not: `compare-MODE
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import mean, median
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from pages import ROOT, keep, measured
 
 Files = Mapping[str, Mapping[str, Any]]
 """Content of the measured files, by name without ending."""
@@ -401,23 +397,10 @@ def document(files: Files) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")
-    ] = False,
-) -> None:
-    """Write the document from the measured files."""
-    files = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))
-    }
-    path, text = ROOT / "docs" / "claims.md", document(files)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    if check:
-        typer.echo(f"not up to date: {path.relative_to(ROOT)}", err=True)
-        raise typer.Exit(1)
-    path.write_text(text, encoding="utf-8")
+def pages() -> dict[Path, str]:
+    """Return the page."""
+    return {ROOT / "docs" / "claims.md": document(measured())}
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    keep(pages)

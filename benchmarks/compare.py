@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pages import RESULTS, ROOT
 
 import ssmquant
 from ssmquant.errors import RecipeError
 from ssmquant.recipe import shipped_recipes
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOMAINS = ("en.jsonl", "zh.jsonl", "code.jsonl")
 
 # What a choice within a recipe pays, and systems in the forms that their papers report.
@@ -35,7 +34,7 @@ VARIANTS = (
     "quamba2-w4a8+quantizer=rtn",
     "quamba-w4a8+quantizer=rtn",
     "ssmquant-w4a8+quantizer=rtn",
-    "ssmquant-w4a8+group_size=16",
+    "ssmquant-w4a8+group_size=32",
     "squeezellm+sparse=0",
 )
 

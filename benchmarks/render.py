@@ -6,18 +6,15 @@ python benchmarks/render.py --check    # exit with 1 if a file would change
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
+from pages import ROOT, keep, measured
 
 from ssmquant.eval.statistics import ratio_interval
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 # (recipe, other, most that its KL may be, times the other's). Without its outlier columns LLM.int8() is w8a8-dynamic.
 GOALS = (
     ("ssmquant-w8a8", "llm-int8", 1.2),
@@ -25,7 +22,7 @@ GOALS = (
     ("ssmquant-w8a8", "w8a8-dynamic", 1.2),
     ("ssmquant-w8a8+ssm_state=int8", "w8a8-dynamic", 1.6),
     ("ssmquant-w4a8", "atom-w4a8", 1.0),
-    ("ssmquant-w4a8+group_size=16", "atom-w4a8", 1.0),
+    ("ssmquant-w4a8+group_size=32", "atom-w4a8", 1.0),
     ("ssmquant-w4ax", "atom-w4a8", 1.0),
     ("ssmquant-w4a8", "quamba2-w4a8+quantizer=rtn", 0.5),
     ("ssmquant-w4a8", "quamba-w4a8+quantizer=rtn", 0.5),
@@ -252,27 +249,17 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")
-    ] = False,
-) -> None:
-    """Write the documents from the measured files."""
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
+def pages() -> dict[Path, str]:
+    """Return the pages: README.md with another table between its marks."""
+    results = measured()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    documents = {
+    return {
         ROOT / "docs" / "results.md": document(results),
         ROOT / "README.md": f"{before}{BEGIN}\n{summary(results)}\n{END}{after}",
     }
-    stale = [p for p, text in documents.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
-    if check and stale:
-        typer.echo(f"not up to date: {', '.join(str(path.relative_to(ROOT)) for path in stale)}", err=True)
-        raise typer.Exit(1)
-    for path in stale:
-        path.write_text(documents[path], encoding="utf-8")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    keep(pages)

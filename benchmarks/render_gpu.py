@@ -6,16 +6,11 @@ python benchmarks/render_gpu.py --check    # exit with 1 if it would change
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-ROOT = Path(__file__).resolve().parent.parent
-MEASURED = ROOT / "benchmarks" / "results" / "gpu-h200.json"
-PAGE = ROOT / "docs" / "speed-gpu.md"
+from pages import ROOT, keep, measured, table
 
 Row = Mapping[str, Any]
 
@@ -40,13 +35,6 @@ while the tensor cores wait for registers.
 In prompts in_proj and out_proj reach half and a third of the int8 peak. States and outputs of the scan multiply by two
 float16 terms where float32's accuracy needs them: twice the operations that their limit counts.
 """
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    titles = list(header)
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def milliseconds(value: float | None) -> str:
@@ -173,20 +161,10 @@ def document(measured: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")
-    ] = False,
-) -> None:
-    """Write docs/speed-gpu.md from the measured file."""
-    text = document(json.loads(MEASURED.read_text(encoding="utf-8")))
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        return
-    if check:
-        typer.echo(f"not up to date: {PAGE.relative_to(ROOT)}", err=True)
-        raise typer.Exit(1)
-    PAGE.write_text(text, encoding="utf-8")
+def pages() -> dict[Path, str]:
+    """Return the page."""
+    return {ROOT / "docs" / "speed-gpu.md": document(measured("gpu-*")["gpu-h200"])}
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    keep(pages)

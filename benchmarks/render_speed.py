@@ -6,24 +6,13 @@ python benchmarks/render_speed.py --check    # exit with 1 if it would change
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from pages import ROOT, keep, measured, table
 
 Result = Mapping[str, Any]
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    titles = list(header)
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def spread(values: Mapping[str, float]) -> str:
@@ -210,22 +199,11 @@ def machine(environment: Mapping[str, Any]) -> str:
     return f"{environment['cpu']}{isa}, {environment['threads']} threads, {when}"
 
 
-def main(
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")
-    ] = False,
-) -> None:
-    """Write docs/speed.md from the measured files."""
-    files = sorted(RESULTS.glob("cpu-*.json"))
-    results = {path.stem.removeprefix("cpu-"): json.loads(path.read_text(encoding="utf-8")) for path in files}
-    page, text = ROOT / "docs" / "speed.md", document(results)
-    if page.is_file() and page.read_text(encoding="utf-8") == text:
-        return
-    if check:
-        typer.echo("not up to date: docs/speed.md", err=True)
-        raise typer.Exit(1)
-    page.write_text(text, encoding="utf-8")
+def pages() -> dict[Path, str]:
+    """Return the page."""
+    results = {name.removeprefix("cpu-"): result for name, result in measured("cpu-*").items()}
+    return {ROOT / "docs" / "speed.md": document(results)}
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    keep(pages)

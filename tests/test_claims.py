@@ -1,31 +1,16 @@
-"""The table of claims is that of the measured files; its verdicts and the measurement of outliers are right."""
+"""Verdicts on claims, and the measurement of outliers that some of them read."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import claims
+import outliers
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = {"cpu": "some cpu", "gpu": None}
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-claims, outliers = load_script("claims"), load_script("outliers")
 
 
 def verdicts(text: str, files: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -45,15 +30,6 @@ def recipes(**measured: tuple[float, float]) -> dict[str, Any]:
         for name, (kl, ratio) in measured.items()
     ]
     return {"environment": HERE, "rows": rows}
-
-
-def test_the_document_is_that_of_the_measured_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims.main(check=True)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "claims.md").write_text("something else", encoding="utf-8")
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
-    with pytest.raises(claims.typer.Exit):
-        claims.main(check=True)
 
 
 def test_a_claim_that_nothing_measures_says_what_would() -> None:

@@ -1,12 +1,10 @@
-"""What the documents say is run: the README's Python, its commands, and the tables made of measured files."""
+"""What the documents say is run: the README's Python and its commands."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -19,14 +17,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_readmes_python_runs(
@@ -56,14 +46,3 @@ def test_every_shipped_recipe_is_in_the_readme() -> None:
     from ssmquant import shipped_recipes
 
     assert [name for name in shipped_recipes() if f"`{name}`" not in README] == []
-
-
-def test_tables_are_those_of_the_measured_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    render = load_script("render")
-    render.main(check=True)
-    # It does notice: the same check over a README without the table.
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"{render.BEGIN}\n{render.END}\n", encoding="utf-8")
-    monkeypatch.setattr(render, "ROOT", tmp_path)
-    with pytest.raises(render.typer.Exit):
-        render.main(check=True)

@@ -1,28 +1,15 @@
-"""docs/speed.md: rendered from measurements, and up to date with the measured files."""
+"""docs/speed.md: where each measurement is shown."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import render_speed
 
 from ssmquant.bench.measure import measure
 from ssmquant.bench.workload import Workload
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_speed", ROOT / "benchmarks" / "render_speed.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -50,8 +37,8 @@ def results(make: Any, make_probe: Any) -> dict[str, Any]:
     return loaded
 
 
-def test_every_measurement_has_its_place(script: ModuleType, results: dict[str, Any]) -> None:
-    page = script.document(results)
+def test_every_measurement_has_its_place(results: dict[str, Any]) -> None:
+    page = render_speed.document(results)
     assert (
         "| ours `recipe` | peer `recipe` | 400 : 66.7 | **6 [6, 6]** | 1,024 : 256 | **4 [4, 4]** |" in page
     )
@@ -61,19 +48,3 @@ def test_every_measurement_has_its_place(script: ModuleType, results: dict[str, 
     assert "| ours `r` | 0.6 [0.5, 0.7] |" in page
     assert "| ours `r` | `ssmquant eval ours-r` | 49,104 | 0.6 [0.5, 0.7] |" in page
     assert "| 310 |" in page  # 1.1 * 1e8 bytes and 200 MB
-
-
-def test_the_page_is_that_of_the_measured_files(
-    script: ModuleType, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if any(script.RESULTS.glob("cpu-*.json")):
-        script.main(check=True)
-    # It does notice.
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "cpu-ours-w8a8.json").write_text(json.dumps(results["ours-w8a8"]))
-    with pytest.raises(script.typer.Exit):
-        script.main(check=True)
-    script.main(check=False)
-    script.main(check=True)
