@@ -14,10 +14,10 @@ from torch import Tensor
 from ssmquant import numerics
 from ssmquant.ops.causal_conv1d.reference import causal_conv1d
 from ssmquant.ops.registry import Kernel
-from ssmquant.tolerance import assert_equal_codes, assert_float32, assert_half, assert_requantised
+from ssmquant.tolerance import assert_equal_codes, assert_float32
 
 from . import naive
-from .cases import SUITES, Args, Case, Draw, Suite
+from .cases import SUITES, Args, Case, Draw, Suite, assert_state
 from .interpreter import needs_interpreter
 
 pytestmark = needs_interpreter
@@ -119,16 +119,6 @@ class Stream:
     state: Tensor  # after the last whole interval
 
 
-def assert_state(got: Tensor, want: Tensor, tokens: int) -> None:
-    match want.dtype:
-        case torch.int8:
-            assert_requantised(got, want, "state")
-        case torch.float16:
-            assert_half(got, want, "state")
-        case _:
-            assert_float32(got, want, tokens, "state")
-
-
 STATES = [(0, 1), (4, 1), (4, 6), (-4, 1)]  # interval (negative: float16), rows of the state's scale
 
 
@@ -206,7 +196,7 @@ def test_mamba2_steps_are_the_scan(interval: int, rows: int) -> None:
             ]
             round_states(full, *layered, sizes)
     assert_float32(found, y.flatten(-2), length * 6, "y")
-    assert_state(memory.state[place.long()], after, length)
+    assert_state(memory.state[place.long()], after, dtype, length)
     assert_equal_codes(memory.ring[1], untouched, "the ring of a slot that no row names")
 
 
@@ -251,4 +241,4 @@ def test_mamba1_steps_are_the_scan(interval: int, rows: int) -> None:
         found[:, time] = result
         positions[where.long()] += 1
     assert_float32(found, y, length * d_state, "y")
-    assert_state(state[where.long()], after, length)
+    assert_state(state[where.long()], after, dtype, length)

@@ -7,6 +7,8 @@ running beside it reads, and moves nothing.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
@@ -29,34 +31,35 @@ _SPAN = (128, 32, 128)  # tokens of a program, tokens and channels of a tile
 _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
+# Four channels at a time: their codes are transposed by bytes; the sums go into the mantissa of 1.5 * 2**23.
+_SUM_OF_FOUR = tl.constexpr(
+    """
+    {
+    .reg .b32 e, f, g, h, w;
+    prmt.b32 e, $4, $5, 0x5140;
+    prmt.b32 f, $6, $7, 0x5140;
+    prmt.b32 g, $4, $5, 0x7362;
+    prmt.b32 h, $6, $7, 0x7362;
+    """
+    + "".join(
+        f"prmt.b32 w, {pairs}, {bytes}; dp4a.s32.s32 w, w, ${8 + i}, 0x4B400000; sub.f32 ${i}, w, 0f4B400000;\n"
+        for i, (pairs, bytes) in enumerate(product(("e, f", "g, h"), ("0x5410", "0x7632")))
+    )
+    + "}"
+)
+
+
 @triton.jit
 def _sum_of_four(a, b, c, d, weight):
     """Return the sums of products of four int8 with the four int8 in each word of ``weight``, as float32."""
-    # Four channels at a time: their codes are transposed by bytes; the sums go into the mantissa of 1.5 * 2**23.
     return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b32 e, f, g, h, w;
-        prmt.b32 e, $4, $5, 0x5140;
-        prmt.b32 f, $6, $7, 0x5140;
-        prmt.b32 g, $4, $5, 0x7362;
-        prmt.b32 h, $6, $7, 0x7362;
-        prmt.b32 w, e, f, 0x5410;
-        dp4a.s32.s32 w, w, $8, 0x4B400000;
-        sub.f32 $0, w, 0f4B400000;
-        prmt.b32 w, e, f, 0x7632;
-        dp4a.s32.s32 w, w, $9, 0x4B400000;
-        sub.f32 $1, w, 0f4B400000;
-        prmt.b32 w, g, h, 0x5410;
-        dp4a.s32.s32 w, w, $10, 0x4B400000;
-        sub.f32 $2, w, 0f4B400000;
-        prmt.b32 w, g, h, 0x7632;
-        dp4a.s32.s32 w, w, $11, 0x4B400000;
-        sub.f32 $3, w, 0f4B400000;
-        }
-        """,
-        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r", [a, b, c, d, weight], dtype=tl.float32, is_pure=True, pack=4,
-    )  # fmt: skip
+        _SUM_OF_FOUR,
+        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r",
+        [a, b, c, d, weight],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=4,
+    )
 
 
 @triton.jit

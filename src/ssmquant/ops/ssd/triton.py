@@ -9,7 +9,7 @@ float32's; sums of decays are float64's, as in the reference. Decays are kept as
 
 from __future__ import annotations
 
-from math import ceil, gcd, log2
+from math import ceil, log2
 
 import torch
 import triton
@@ -33,10 +33,10 @@ _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _CHUNK = 64
 _SMALLEST_STEP = tl.constexpr(2.0**-60)  # below it dt counts as 0 beside D
 _HEADS = 8  # whose decays one program computes
-_FEW = 128  # chunks, or heads of sequences, up to which more programs are worth more than what they share
-# By whether there are few: rows and columns of a state that a program walks through, heads whose outputs it computes.
+_FEW = 96  # heads of sequences up to which more programs are worth more than what they share
+# By whether there are few: rows and columns of a state that a program walks through.
 _STATE_TILES = {False: (64, 64), True: (32, 64)}
-_OUTPUT_HEADS = {False: 8, True: 1}
+_OUTPUT_REGISTERS = 168  # a thread, so that three programs fit a multiprocessor
 
 
 @triton.jit
@@ -147,8 +147,8 @@ def _span(chunk, length, period, TOKENS: tl.constexpr):
 
 @triton.jit
 def _decays(
-    dt, dt_scale, dt_bias, A, B, state_scale, state_size,
-    coarse, fine, share, weight, carry, total, size, directions, high_scale, low_scale, dt_min, dt_max,
+    dt, dt_scale, dt_bias, A, B, C, state_scale, state_size,
+    coarse, fine, share, weight, carry, total, size, directions, questions, high_scale, low_scale, dt_min, dt_max,
     length, period, chunks, heads, groups, scales, dt_row, dt_token, B_row, B_token,
     D_STATE: tl.constexpr, DT_STEP: tl.constexpr, CODED: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
@@ -177,13 +177,19 @@ def _decays(
     let_next_start(PDL)
     codes = tl.load(dt + row * dt_row + token[None, :] * dt_token + head[:, None], mask=there, other=0)
     n = tl.arange(0, N_TILE)
-    for group in range(tl.program_id(1), groups, tl.num_programs(1)):
-        source = B + row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :]
+    # B and C as float16, each group's by another program.
+    for part in range(tl.program_id(1), 2 * groups, tl.num_programs(1)):
+        group = part % groups
+        valid = (token < end)[:, None] & (n < D_STATE)[None, :]
+        source = row * B_row + token[:, None] * B_token + group * D_STATE + n[None, :]
         target = (tl.program_id(0).to(tl.int64) * groups + group) * (TOKENS * D_STATE)
         target += t[:, None] * D_STATE + n[None, :]
-        whole_row = (n < D_STATE)[None, :]
-        B_codes = tl.load(source, mask=(token < end)[:, None] & whole_row, other=0)
-        tl.store(directions + target, half(B_codes), mask=whole_row)
+        if part < groups:
+            found = half(tl.load(B + source, mask=valid, other=0))
+            tl.store(directions + target, found, mask=(n < D_STATE)[None, :])
+        else:
+            found = half(tl.load(C + source, mask=valid, other=0))
+            tl.store(questions + target, found, mask=(n < D_STATE)[None, :])
     steps = discretized(codes, scale[:, None], bias[:, None], dt_min, dt_max, there)
     # Sums in float64, since what counts are their differences: kept as a float32 and the power of what that leaves.
     logs = (steps * rate[:, None]).to(tl.float64) * 1.4426950408889634
@@ -257,17 +263,28 @@ def _states(
     # A state that is rounded at the end of every chunk has nothing to add from an unfinished one.
     updates = length // period if KEPT_STARTS else chunks
     for chunk in range(updates):
-        start, end = _span(chunk, length, period, TOKENS)
+        if KEPT_STARTS:
+            start = chunk * period
+            end = start + period
+        else:
+            start, end = _span(chunk, length, period, TOKENS)
         of_head = first + chunk * heads
         token = start + t
         share = tl.load(weight + of_head * TOKENS + t)
+        decay = tl.load(total + of_head)
+        factor = tl.load(size + of_head)
         inputs = tl.load(x + token[:, None] * x_token, mask=(token < end)[:, None] & in_p[None, :], other=0)
         B_T = tl.load(
             directions + chunk * (heads // HEADS_A_GROUP * TOKENS * D_STATE), mask=in_n[:, None], other=0.0
         )
-        high, low = split(number(inputs) * share[:, None])
+        high_share, low_share = split(share)
+        high, low = _scaled(
+            inputs,
+            tl.broadcast_to(high_share[:, None], inputs.shape),
+            tl.broadcast_to(low_share[:, None], inputs.shape),
+        )
         new = tl.dot(B_T, low, tl.dot(B_T, high))
-        h = h * tl.load(total + of_head) + (new * tl.load(size + of_head)) * unit
+        h = tl.fma(h, tl.broadcast_to(decay, h.shape), (new * factor) * unit)
         if ROUNDS:
             if CODED:
                 rounded, exact = _rounded(h)
@@ -293,18 +310,18 @@ def _states(
 
 @triton.jit
 def _outputs(
-    x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
+    x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size, questions,
     high_scale, low_scale, state_row, state_size, starts, y, shift,
     length, period, chunks, heads, x_row, x_token, B_row, B_token, y_row, y_token,
-    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr, HEADS: tl.constexpr,
+    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_A_GROUP: tl.constexpr,
     X_STEP: tl.constexpr, GROUP_STEP: tl.constexpr, STATE_STEP: tl.constexpr, CODED: tl.constexpr,
     TOKENS: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     P_TILES: tl.constexpr = (HEADDIM + P_TILE - 1) // P_TILE
-    first = tl.program_id(0) // P_TILES * HEADS
+    head = tl.program_id(0) // P_TILES
     chunk = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    group = first // HEADS_A_GROUP
+    group = head // HEADS_A_GROUP
     p = tl.program_id(0) % P_TILES * P_TILE + tl.arange(0, P_TILE)
     n = tl.arange(0, N_TILE)
     t = tl.arange(0, TOKENS)
@@ -314,15 +331,40 @@ def _outputs(
     there = token < end
     shared = token[:, None] * B_token + group * D_STATE + n[None, :]
     valid = there[:, None] & in_n[None, :]
+    x_mask = there[:, None] & in_p[None, :]
+    state_mask = in_p[:, None] & in_n[None, :]
     C_factor = tl.load(C_scale + group * GROUP_STEP)
-    wait_for_previous(PDL)
-    let_next_start(PDL)
-    b = tl.load(B + row * B_row + shared, mask=valid, other=0)
-    c = tl.load(C + row * B_row + shared, mask=valid, other=0)
-    asked = half(c)
-    # C B^T is every head's; of codes with one scale it is exact.
     if STATE_STEP == 0:
         pair_size = tl.load(B_scale + group * GROUP_STEP) * C_factor
+    x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
+    skip = tl.load(D + head)
+    if CODED:
+        which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
+        place = which[:, None] * D_STATE + n[None, :]
+        largest = tl.load(state_size) * 2.0**-10
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    # All loads stand first: the compiler moves none over the barriers of a product.
+    b = tl.load(B + row * B_row + shared, mask=valid, other=0)
+    c = tl.load(C + row * B_row + shared, mask=valid, other=0)
+    of_head = (row * chunks + chunk) * heads + head
+    starts += of_head * (HEADDIM * D_STATE)
+    before = tl.load(starts + p[:, None] * D_STATE + n[None, :], mask=state_mask, other=0)
+    if CODED:
+        scale = tl.load(high_scale + place, mask=state_mask, other=0.0)
+        rest = tl.load(low_scale + place, mask=state_mask, other=0.0)
+    questions += ((row * chunks + chunk) * (heads // HEADS_A_GROUP) + group) * (TOKENS * D_STATE)
+    asked = tl.load(questions + t[:, None] * D_STATE + n[None, :], mask=in_n[None, :], other=0.0)
+    x += row * x_row + head * HEADDIM
+    inputs = tl.load(x + token[:, None] * x_token + p[None, :], mask=x_mask, other=0)
+    high_log = tl.load(coarse + of_head * TOKENS + t)
+    low_power = tl.load(fine + of_head * TOKENS + t)
+    part = tl.load(share + of_head * TOKENS + t)
+    decayed = tl.load(carry + of_head * TOKENS + t)
+    size_of_steps = tl.load(size + of_head)
+
+    # C B^T; of codes with one scale it is exact.
+    if STATE_STEP == 0:
         scores = tl.dot(c, tl.trans(b)).to(tl.float32)
     else:
         columns = tl.load(C_scale + group * GROUP_STEP + n, mask=in_n, other=0.0)
@@ -332,55 +374,37 @@ def _outputs(
         operand = tl.trans(half(b))
         scores = tl.dot(low, operand, tl.dot(high, operand))
     scores = tl.where(t[:, None] >= t[None, :], scores, 0.0)
-    x += row * x_row + token[:, None] * x_token + p[None, :]
-    y += row * y_row + token[:, None] * y_token + p[None, :]
-    x_mask = there[:, None] & in_p[None, :]
-    starts += (row * chunks + chunk) * heads * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
-    state_mask = in_p[:, None] & in_n[None, :]
-    for head in tl.range(first, first + HEADS, num_stages=1):
-        of_head = (row * chunks + chunk) * heads + head
-        inputs = tl.load(x + head * HEADDIM, mask=x_mask, other=0)
-        before = tl.load(starts + head * (HEADDIM * D_STATE), mask=state_mask, other=0)
-        if CODED:
-            which = tl.load(state_row + head * HEADDIM + p, mask=in_p, other=0).to(tl.int32)
-            place = which[:, None] * D_STATE + n[None, :]
-            scale = tl.load(high_scale + place, mask=state_mask, other=0.0)
-            rest = tl.load(low_scale + place, mask=state_mask, other=0.0)
-        high_log = tl.load(coarse + of_head * TOKENS + t)
-        # The factors of a token's own scores and D, which goes onto their diagonal, are brought below 2**15.
-        skip = tl.load(D + head)
-        size_of_scores = tl.maximum(tl.load(size + of_head) * pair_size, 2.0**-100)
-        above_skip, _ = power_of_two_above(tl.abs(skip) / size_of_scores)
-        factor = tl.minimum(shift, 32768.0 / above_skip)
-        unit = tl.load(fine + of_head * TOKENS + t) * (size_of_scores / factor)
-        part = tl.load(share + of_head * TOKENS + t) * factor
-        # Above 0 only where the scores are 0.
-        between = tl.exp2(tl.minimum(high_log[:, None] - high_log[None, :], 0.0))
-        mixed = scores * (between * part[None, :])
-        mixed += tl.where(t[:, None] == t[None, :], (skip / unit)[:, None], 0.0)
-        operand = half(inputs)
-        high, low = split(mixed)
-        within = tl.dot(low, operand, tl.dot(high, operand))
 
+    if CODED:
+        high, low = _scaled(before, scale, rest)
+    if not CODED or STATE_STEP != 0:
+        h = before.to(tl.float32)
         if CODED:
-            high, low = _scaled(before, scale, rest)
-            largest = tl.load(state_size) * 2.0**-10
-        if not CODED or STATE_STEP != 0:
-            h = before.to(tl.float32)
-            if CODED:
-                h = (high.to(tl.float32) + low.to(tl.float32)) * largest
-            if STATE_STEP != 0:
-                h = h * columns[None, :]
-            largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
-            high, low = split(h * inverse_largest)
-        if STATE_STEP == 0:
-            largest = largest * C_factor
-        carried = tl.dot(asked, tl.trans(low), tl.dot(asked, tl.trans(high)))
-        decayed = tl.load(carry + of_head * TOKENS + t) * largest
-        x_factor = tl.load(x_scale + (head * HEADDIM + p) * X_STEP, mask=in_p, other=0.0)
-        x_factor = tl.broadcast_to(x_factor[None, :], within.shape)
-        result = tl.fma(within * unit[:, None], x_factor, carried * decayed[:, None])
-        tl.store(y + head * HEADDIM, result, mask=x_mask)
+            h = (high.to(tl.float32) + low.to(tl.float32)) * largest
+        if STATE_STEP != 0:
+            h = h * columns[None, :]
+        largest, inverse_largest = power_of_two_above(tl.max(tl.abs(h)))
+        high, low = split(h * inverse_largest)
+    if STATE_STEP == 0:
+        largest = largest * C_factor
+    carried = tl.dot(asked, tl.trans(low), tl.dot(asked, tl.trans(high)))
+
+    # The factors of a token's own scores and D, which goes onto their diagonal, are brought below 2**15.
+    size_of_scores = tl.maximum(size_of_steps * pair_size, 2.0**-100)
+    above_skip, _ = power_of_two_above(tl.abs(skip) / size_of_scores)
+    factor = tl.minimum(shift, 32768.0 / above_skip)
+    unit = low_power * (size_of_scores / factor)
+    # Above 0 only where the scores are 0.
+    between = tl.exp2(tl.minimum(high_log[:, None] - high_log[None, :], 0.0))
+    mixed = scores * (between * (part * factor)[None, :])
+    mixed += tl.where(t[:, None] == t[None, :], (skip / unit)[:, None], 0.0)
+    operand = half(inputs)
+    high, low = split(mixed)
+    within = tl.dot(low, operand, tl.dot(high, operand))
+    x_factor = tl.broadcast_to(x_factor[None, :], within.shape)
+    result = tl.fma(within * unit[:, None], x_factor, carried * (decayed * largest)[:, None])
+    y += row * y_row + head * HEADDIM
+    tl.store(y + token[:, None] * y_token + p[None, :], result, mask=x_mask)
 
 
 def size_of_states(state_scale: Tensor) -> Tensor:
@@ -462,14 +486,16 @@ def scan_codes(
         (5, batch, chunks, heads, tokens), dtype=torch.float32, device=x.device
     )
     total, size = torch.empty((2, batch, chunks, heads), dtype=torch.float32, device=x.device)
-    directions = torch.empty((batch, chunks, groups, tokens, d_state), dtype=torch.float16, device=x.device)
+    directions, questions = torch.empty(
+        (2, batch, chunks, groups, tokens, d_state), dtype=torch.float16, device=x.device
+    )
     coded = state_scale is not None and kept_starts
     scales = 0 if state_scale is None else state_scale.numel()
     high_scale, low_scale = torch.empty((2, scales), dtype=torch.float16, device=x.device)
     options = launch_options(x)
     _decays[batch * chunks, triton.cdiv(heads, _HEADS)](
-        dt, dt_scale, dt_bias, A, B, state_scale, state_size,
-        coarse, fine, share, weight, carry, total, size, directions, high_scale, low_scale, dt_min, dt_max,
+        dt, dt_scale, dt_bias, A, B, C, state_scale, state_size,
+        coarse, fine, share, weight, carry, total, size, directions, questions, high_scale, low_scale, dt_min, dt_max,
         length, period, chunks, heads, groups, scales, dt.stride(0), dt.stride(1), B.stride(0), B.stride(1),
         d_state, dt_step, coded, tokens, _HEADS, n_tile, num_warps=4, **options,
     )  # fmt: skip
@@ -483,13 +509,14 @@ def scan_codes(
     # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
     shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))
     # Two warps where tiles are narrow, for the reason given at `_MANY_IN_PARTS` of the Hadamard transform.
-    together = gcd(heads // groups, _OUTPUT_HEADS[batch * chunks <= _FEW])
-    _outputs[heads // together * triton.cdiv(headdim, p_tile), chunks, batch](
-        x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size,
+    narrow = p_tile < 64
+    _outputs[heads * triton.cdiv(headdim, p_tile), chunks, batch](
+        x, x_scale, B, B_scale, C, C_scale, D, coarse, fine, share, carry, size, questions,
         high_scale, low_scale, state_row, state_size, starts, y, shift,
         length, period, chunks, heads, x.stride(0), x.stride(1), B.stride(0), B.stride(1), y.stride(0), y.stride(1),
-        headdim, d_state, heads // groups, together, x_step, group_step, state_step,
-        coded, tokens, p_tile, n_tile, num_warps=4 if p_tile == 64 else 2, **options,
+        headdim, d_state, heads // groups, x_step, group_step, state_step,
+        coded, tokens, p_tile, n_tile, num_warps=2 if narrow else 4,
+        maxnreg=_OUTPUT_REGISTERS if coded and not narrow else None, **options,
     )  # fmt: skip
 
 
