@@ -40,7 +40,7 @@ from ssmquant.cli.files import write_json
 from ssmquant.eval.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
-W4A8 = "quamba2-w4a8"
+W4A8 = "ssmquant-w4a8"
 NEIGHBOUR = "while True: pass"
 
 

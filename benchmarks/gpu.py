@@ -27,7 +27,7 @@ import gpu_fp16
 import torch
 import triton
 from gpu_decomposed import Decomposed
-from gpu_models import SHAPES, make
+from gpu_models import GROUP_SIZE, SHAPES, make
 
 from ssmquant.ops import triton_numerics
 from ssmquant.runtime.cuda.engine import CudaEngine, CudaState
@@ -48,7 +48,8 @@ MODELS = (
     ("mamba2-8b", 4, DECODE, PROMPTS),
     ("mamba-2.8b", 8, (1, 64), ((1, 512), (1, 2048))),
 )
-_LINEAR = ("_rows", "_tiles", "_grouped")
+_LINEAR = ("_rows", "_tiles")
+_EXPAND = "_expand"  # a four-bit weight, before the product with a prompt
 _STAGES = {
     "_prepare": "conv, weights of tokens", "_step": "scan", "_convolve": "conv", "_decays": "decays",
     "_states": "states", "_outputs": "outputs",
@@ -96,7 +97,7 @@ def decode(engine: CudaEngine, rows: int) -> dict[str, float]:
     fill(engine, 512)
     tokens = torch.randint(0, engine.network.vocab, (rows,), device=engine.network.device)
     _, state = engine.step(tokens, state)  # compiles and captures
-    bucket = engine._bucket(rows)
+    bucket = engine._buckets[rows]
     slots = state.hand_over()
     due = engine._upload(slots)
 
@@ -143,7 +144,10 @@ def kernels(run: Callable[[], object], layers: int) -> list[tuple[str, float]]:
             part = names[first : first + period]
             # A layer begins with the norm, unless it is in_proj's, and in_proj; the convolution follows.
             product = int(part[0].startswith("_emit"))
-            begins = part[product] in _LINEAR and not part[product + 1].startswith((*_LINEAR, "_emit"))
+            product += part[product] == _EXPAND
+            begins = part[product] in _LINEAR and not part[product + 1].startswith(
+                (*_LINEAR, _EXPAND, "_emit")
+            )
             if begins and names[first : first + period * layers] == part * layers:
                 times = [e.device_time for e in events[first : first + period * layers]]
                 return [(name, statistics.median(times[i::period])) for i, name in enumerate(part)]
@@ -162,7 +166,7 @@ def stages(found: list[tuple[str, float]], engine: CudaEngine, rows: int, prompt
     d_model, inner, width = layer.norm.gain.numel(), s.d_inner, s.conv_dim
     projected = inner + width + s.nheads
     of_state, chunks = inner * s.d_state, rows / 64 if prompt else rows
-    in_bytes, out_bytes = (p.weight.nbytes + p.scale.nbytes for p in (layer.in_proj, layer.out_proj))
+    in_bytes, out_bytes = (p.nbytes for p in (layer.in_proj, layer.out_proj))
     products = {
         "in_proj": (in_bytes + rows * (d_model + projected), 2 * rows * d_model * projected / INT8),
         "out_proj": (out_bytes + rows * (inner + 8 * d_model), 2 * rows * inner * d_model / INT8),
@@ -180,9 +184,13 @@ def stages(found: list[tuple[str, float]], engine: CudaEngine, rows: int, prompt
     scans = {"states": 2 * rows * of_state / HALF, "outputs": 2 * rows * (of_state + 64 * inner) / HALF}
     floors = {name: max(count / BANDWIDTH, seconds) for name, (count, seconds) in products.items()}
     floors |= {name: max(count / BANDWIDTH, scans.get(name, 0.0)) for name, count in small.items()}
+    for name, count in (("in_proj", d_model * projected), ("out_proj", inner * d_model)):
+        floors[f"{name}, its weight expanded"] = 1.5 * count / BANDWIDTH
     table, seen = [], 0
     for kernel, us in found:
-        if kernel in _LINEAR:
+        if kernel == _EXPAND:
+            stage = f"{'out_proj' if seen else 'in_proj'}, its weight expanded"
+        elif kernel in _LINEAR:
             stage = "out_proj" if seen else "in_proj"
             seen += 1
         elif kernel.startswith("_emit"):
@@ -228,7 +236,9 @@ def model(
     engine = CudaEngine(make(name, bits))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    row: dict[str, Any] = {"model": name, "weights": bits, "activations": 8, "decode": {}, "prompt": {}}
+    recipe = "ssmquant-w8a8" if bits == 8 else f"ssmquant-w4a8+group_size={GROUP_SIZE}"
+    row: dict[str, Any] = {"model": name, "recipe": recipe, "weights": bits, "activations": 8}
+    row |= {"decode": {}, "prompt": {}}
     for rows in batches:
         row["decode"][str(rows)] = decode(engine, rows)
         if rows == 1:
@@ -244,10 +254,16 @@ def model(
     return row
 
 
-def ratio(changed: Callable[[], Network], rows: int) -> Row:
-    """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model and of a changed one, in turns."""
+def ratio(changed: Callable[[], Network], rows: int, bits: int = 8) -> Row:
+    """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model and of a changed one, in turns.
+
+    Args:
+        changed: makes the other model.
+        rows: of a step.
+        bits: of the first model's weights.
+    """
     times: dict[str, list[float]] = {"tpot": [], "ttft": [], "changed_tpot": [], "changed_ttft": []}
-    engines = [CudaEngine(make("mamba2-2.7b", 8)), CudaEngine(changed())]
+    engines = [CudaEngine(make("mamba2-2.7b", bits)), CudaEngine(changed())]
     for _ in range(3):
         for prefix, engine in zip(("", "changed_"), engines, strict=True):
             times[f"{prefix}tpot"].append(decode(engine, rows)["tpot_ms"])
@@ -397,6 +413,8 @@ def main() -> None:
         measure(f"stages W{bits}A8", partial(stage_tables, "mamba2-2.7b", bits), into)
     same = partial(make, "mamba2-2.7b", 8, piecewise=False)
     measure("one scale", partial(ratio, same, 64), partial(result.__setitem__, "one_scale"))
+    fine = partial(make, "mamba2-2.7b", 4, group_size=16)
+    measure("groups of 16", partial(ratio, fine, 64, 4), partial(result.__setitem__, "groups_of_16"))
     measure("decomposition", partial(ratio, decomposed, 64), partial(result.__setitem__, "decomposition"))
     if options.mamba_ssm:
         for cells in BASELINE[1:]:

@@ -31,6 +31,10 @@ class Decomposed:
     def __init__(self, layer: Linear) -> None:
         self._layer = layer
 
+    def scratch_bytes(self, tokens: int) -> int:
+        """Return the bytes that a product of so many tokens takes for a while: the float result."""
+        return 4 * tokens * self._layer.out_features
+
     def of_norm(self, hidden: Tensor, norm: Norm, scale_out: Tensor | None, out: Tensor) -> Tensor:
         """Write the layer of the norm of ``hidden [M, K]`` to ``out [M, N]`` and return it."""
         assert scale_out is not None
@@ -51,6 +55,7 @@ class Decomposed:
         scale = x.new_empty(len(x), 1)
         codes_per_token(x, 8, out=codes, scale_out=scale)
         y = x.new_empty(len(x), layer.out_features)
-        linear_int8(codes, scale, layer.weight, layer.scale, layer.bias, None, out=y, chained=False)
-        weight = (layer.weight[:, columns] * layer.scale[:, None]).half()
+        stored, stored_scale = layer.stored
+        linear_int8(codes, scale, stored, stored_scale, layer.bias, None, out=y, chained=False)
+        weight = (stored[:, columns] * stored_scale[:, None]).half()
         return y + linear(outliers.half(), weight)

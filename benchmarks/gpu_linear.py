@@ -21,11 +21,16 @@ from pathlib import Path
 import torch
 
 from ssmquant.ops import triton_numerics
-from ssmquant.ops.int4_linear import triton as int4
-from ssmquant.ops.int4_linear.reference import int4_linear as int4_reference
-from ssmquant.ops.int8_linear import triton as int8
-from ssmquant.ops.int8_linear.reference import int8_linear as int8_reference
-from ssmquant.ops.linear_tuning import GROUP_SIZE, OPS, Product, Setup, candidates, measure
+from ssmquant.ops.int8_linear.triton import MAX_NORM_TOKENS
+from ssmquant.ops.linear_tuning import (
+    KINDS,
+    OPS,
+    Product,
+    Setup,
+    candidates,
+    measure,
+    random_weight,
+)
 from ssmquant.ops.rms_norm.reference import rms_norm
 from ssmquant.ops.tuning import Tile, find
 
@@ -47,7 +52,7 @@ def products(tokens: tuple[int, ...], ops: tuple[str, ...]) -> list[tuple[str, P
         for shapes, allowed in ((SHAPES, TOKENS), (HEADS, HEAD_TOKENS)):
             for (name, (n, k)), m in combinations(shapes.items(), tokens):
                 product = Product(op, m, n, k)
-                if m in allowed and candidates(product) and not (product.norm and n < k):
+                if m in allowed and product.taken and not (product.norm and n < k):
                     found.append((name, product))
     return found
 
@@ -71,85 +76,46 @@ def check(device: torch.device, part: int = 0, parts: int = 1, until: float = fl
     shapes = {**SHAPES, "130m in_proj": (3352, 768), "130m out_proj": (768, 1536), "370m": (4384, 1024)}
     odd = {"odd N": (1031, 512), "odd K": (77, 333), "K = 16": (64, 16), "one": (1, 1)}
     tokens = (1, 3, 7, 33, 100, 513)
-    for index, ((name, (n, k)), m) in enumerate(combinations({**shapes, **odd}.items(), tokens)):
-        if index % parts != part:
-            continue
-        if time.time() > until:
-            wrong.append(f"{name} M={m}: not checked, out of time")
+    jobs = combinations({**shapes, **odd}.items(), tokens, KINDS.items())
+    for index, ((name, (n, k)), m, (op, kind)) in enumerate(jobs):
+        if index % parts != part or (kind.group_size and k % max(kind.group_size, 128)):
             continue
         if m > 512 and name not in ("2.7B in_proj", "2.7B out_proj", "odd N", "odd K"):
             continue
-        x, x_scale = codes(m, k), uniform(1) * 0.01
-        weight, scale = codes(n, k), uniform(n) * 0.01
-        scale_out, bias = uniform(n) * 0.1 * k**0.5 + 0.01, uniform(n)
-        kind = (torch.int8, torch.float32, torch.float16)[index % 3]
-        after = (bias, scale_out) if kind == torch.int8 else (None, None)
-        got = torch.full((m, n), 113, dtype=kind, device=device)
-        want = int8_reference(x, x_scale, weight, scale, *after)
-        if kind == torch.float16:
-            want = (want + 113.0).half()
-        target = {"residual": got} if kind == torch.float16 else {"out": got}
-        int8.linear_int8(x, x_scale, weight, scale, *after, **target)
-        compare(f"int8 {name} M={m} {kind}", got, want)
-        if k % GROUP_SIZE:
+        if time.time() > until:
+            wrong.append(f"{op} {name} M={m}: not checked, out of time")
             continue
-        packed = codes(n, k // 2).view(torch.uint8)
-        scales = uniform(n, k // GROUP_SIZE) * 0.01
-        token_scale = uniform(m, 1) * 0.01
-        got.fill_(113)
-        want = int4_reference(x, token_scale, packed, scales, *after)
-        if kind == torch.float16:
+        dtype = (torch.int8, torch.float32, torch.float16)[index % 7 % 3]
+        x, x_scale = codes(m, k), uniform(m, 1) * 0.01 if index % 2 else uniform(1) * 0.01
+        stored = random_weight(kind, n, k, generator)
+        after = (uniform(n), uniform(n) * 0.1 * k**0.5 + 0.01) if dtype == torch.int8 else (None, None)
+        want = kind.reference(x, x_scale, *stored, *after)
+        got = torch.full((m, n), 113, dtype=dtype, device=device)
+        if dtype == torch.float16:
             want = (want + 113.0).half()
-        int4.linear_int4(x, token_scale, *int4.arrange(packed, scales), *after, **target)
-        compare(f"int4 {name} M={m} {kind}", got, want)
-    norms = combinations(((10576, 2560), (3352, 768)), (1, 3), (torch.float32, torch.bfloat16))
-    for index, ((n, k), m, dtype) in enumerate(norms):
-        if index % parts != part:
+        target = {"residual": got} if dtype == torch.float16 else {"out": got}
+        kind.linear(x, x_scale, *kind.arrange(*stored), *after, **target)
+        compare(f"{op} {name} M={m} {dtype}", got, want)
+        if kind.norm_linear is None or m > MAX_NORM_TOKENS or k % 16:
             continue
-        hidden, gain, x_scale = (
-            (uniform(m, k) - 0.5).to(dtype),
-            uniform(k),
-            torch.full((1,), 0.01, device=device),
-        )
-        x = rms_norm(hidden, gain, 1e-5, x_scale)
-        weight, scale = codes(n, k), uniform(n) * 0.01
-        packed, scales = codes(n, k // 2).view(torch.uint8), uniform(n, k // GROUP_SIZE) * 0.01
+        hidden, gain = (uniform(m, k) - 0.5).to((torch.float32, torch.bfloat16)[index % 2]), uniform(k)
+        x_scale = torch.full((1,), 0.01, device=device)
         got = torch.full((m, n), float("nan"), device=device)
-        int8.norm_linear_int8(hidden, gain, 1e-5, x_scale, weight, scale, None, None, out=got)
-        want = int8_reference(x, x_scale, weight, scale, None, None)
+        kind.norm_linear(hidden, gain, 1e-5, x_scale, *kind.arrange(*stored), None, None, out=got)
+        x = rms_norm(hidden, gain, 1e-5, x_scale)
+        want = kind.reference(x, x_scale, *stored, None, None)
         error = ((got - want).norm() / want.norm()).item()
         if not error < 1e-3:  # a code of the norm may round the other way
-            wrong.append(f"norm int8 {n}x{k} M={m} {dtype}: error ratio {error:.2e}")
-        int4.norm_linear_int4(
-            hidden,
-            gain,
-            1e-5,
-            x_scale,
-            *int4.arrange(packed, scales),
-            None,
-            None,
-            out=got.fill_(float("nan")),
-        )
-        want = int4_reference(x, x_scale, packed, scales, None, None)
-        error = ((got - want).norm() / want.norm()).item()
-        if not error < 1e-3:
-            wrong.append(f"norm int4 {n}x{k} M={m} {dtype}: error ratio {error:.2e}")
+            wrong.append(f"norm {op} {name} M={m} {hidden.dtype}: error ratio {error:.2e}")
     return wrong
 
 
 def expected(setup: Setup) -> torch.Tensor:
-    """Return what a setup's first launch must leave in its result."""
-    product, (weight, scale) = setup.product, setup.weights[0]
-    x = rms_norm(setup.hidden, setup.gain, 1e-5, setup.x_scale) if product.norm else setup.x
-    if product.int4:
-        # Back from the kernels' arrangement to the checkpoint's.
-        halves = weight.view(product.n, product.k // GROUP_SIZE, GROUP_SIZE // 2)
-        codes = torch.cat([halves & 0xF, halves >> 4], dim=2).view(product.n, product.k)
-        packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
-        y = int4_reference(x, setup.x_scale, packed, scale.T.contiguous(), None, setup.scale_out)
-    else:
-        y = int8_reference(x, setup.x_scale, weight, scale, None, setup.scale_out)
-    return y.half() if setup.adds else y
+    """Return what a setup's last launch must leave in its result."""
+    x = setup.x
+    if setup.product.norm:
+        x = rms_norm(setup.hidden, setup.gain, 1e-5, setup.x_scale)
+    return setup.product.kind.reference(x, setup.x_scale, *setup.stored, None, setup.scale_out)
 
 
 def check_tiles(product: Product, device: torch.device) -> list[str]:
@@ -203,8 +169,6 @@ def ceilings(device: torch.device) -> tuple[float, float]:
 def row(name: str, product: Product, us: float, read: float, tile: Tile | None) -> dict[str, object]:
     """Return a row of the table: time, bytes and operations a second, share of the roofline at M tokens."""
     moved = product.weight_bytes + product.m * (product.k + product.n)
-    if "int4" in product.op:
-        moved += product.n * product.k // GROUP_SIZE * 4
     operations = 2 * product.m * product.n * product.k
     floor = max(moved / read, operations / 1979e12) * 1e6
     return {
@@ -267,7 +231,7 @@ def main() -> None:
         cut = ",".join(str(v) for v in r["tile"].values()) if r["tile"] else "default"
         alone = f"{r['us_alone']:8.2f}" if "us_alone" in r else "        "
         print(
-            f"{r['op']:16s} {r['name']:14s} {r['m']:5d} {r['us']:8.2f} {alone} {r['gbps']:5d} GB/s "
+            f"{r['op']:28s} {r['name']:14s} {r['m']:5d} {r['us']:8.2f} {alone} {r['gbps']:5d} GB/s "
             f"{r['tops']:7.1f} TOPS {r['roofline']:5.2f}  {cut}"
         )
 

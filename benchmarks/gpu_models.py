@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssmquant.ops.int4_linear.triton import arrange
+from ssmquant.ops.int4_progressive_linear.reference import join_grid
+from ssmquant.ops.int4_progressive_linear.triton import arrange
 from ssmquant.ops.ssd.triton import size_of_states
 from ssmquant.ops.ssd.triton_step import Constants, Sizes
 from ssmquant.runtime.cuda.mamba1 import Mamba1Layer, Mamba1Layers
@@ -67,6 +68,7 @@ SHAPES = {
     "mamba-2.8b": Shape("mamba1", 2560, 64, 5120, 1, 1, 16, 50280, True),
 }
 DEVICE = torch.device("cuda")
+GROUP_SIZE = 128  # of four-bit projections: what the kernels of others, beside which ours stand, have
 
 
 def _codes(*shape: int) -> Tensor:
@@ -77,20 +79,24 @@ def _scale(size: int, absmax: float = 4.0) -> Tensor:
     return absmax / 127 * (0.75 + 0.5 * torch.rand(size, device=DEVICE))
 
 
-def _linear(k: int, n: int, bits: int, gain: float = 1.0) -> Linear:
+def _linear(k: int, n: int, bits: int, gain: float = 1.0, group_size: int = GROUP_SIZE) -> Linear:
     if bits == 8:
         scale = gain / (73 * k**0.5) * (0.75 + 0.5 * torch.rand(n, device=DEVICE))
-        return Linear(_codes(n, k), scale, None, 8, n)
+        return Linear("int8", (_codes(n, k), scale), None, n)
     packed = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device=DEVICE)
-    scale = gain / (4.6 * k**0.5) * (0.75 + 0.5 * torch.rand(n, k // 128, device=DEVICE))
-    return Linear(*arrange(packed, scale), None, 4, n)
+    groups = k // group_size
+    multiplier = torch.randint(1, 9, (n, groups), dtype=torch.uint8, device=DEVICE)
+    zero_point = torch.randint(-8, 8, (n, groups), dtype=torch.int8, device=DEVICE)
+    grid = join_grid(multiplier, zero_point)
+    scale = gain / (33 * k**0.5) * (0.75 + 0.5 * torch.rand(n, device=DEVICE))
+    return Linear("int4-progressive", (*arrange(packed, grid), scale), None, n)
 
 
 def _norm(d_model: int) -> Norm:
     return Norm(torch.ones(d_model, device=DEVICE), 1e-5, _scale(1))
 
 
-def _mamba2(shape: Shape, bits: int, piecewise: bool) -> Mamba2Layers:
+def _mamba2(shape: Shape, bits: int, piecewise: bool, group_size: int) -> Mamba2Layers:
     inner, width, count = shape.d_inner, shape.conv_dim, shape.heads
     sizes = Sizes(shape.heads, shape.headdim, shape.groups, shape.d_state, 4, 64)
     layers, constants = [], []
@@ -134,13 +140,13 @@ def _mamba2(shape: Shape, bits: int, piecewise: bool) -> Mamba2Layers:
         layers.append(
             Mamba2Layer(
                 norm=_norm(shape.d_model),
-                in_proj=_linear(shape.d_model, shape.d_in_proj, bits),
+                in_proj=_linear(shape.d_model, shape.d_in_proj, bits, group_size=group_size),
                 in_scale=in_scale if piecewise else in_scale[:1].contiguous(),
                 conv_out_scale=out_scale if piecewise else out_scale[:1].contiguous(),
                 z_scale=in_scale[:inner].contiguous() if piecewise else in_scale[:1].contiguous(),
                 gated_gain=torch.ones(inner, device=DEVICE),
                 y_scale=_scale(1),
-                out_proj=_linear(inner, shape.d_model, bits, gain=0.2),
+                out_proj=_linear(inner, shape.d_model, bits, gain=0.2, group_size=group_size),
             )
         )
     stacked = {name: torch.stack([vars(c)[name] for c in constants]) for name in vars(constants[0])}
@@ -183,7 +189,9 @@ def _mamba1(shape: Shape, bits: int) -> Mamba1Layers:
     return Mamba1Layers(tuple(layers), shape.d_state, 1, True, torch.float16)
 
 
-def make(name: str, bits: int, *, piecewise: bool = True, layers: int | None = None) -> Network:
+def make(
+    name: str, bits: int, *, piecewise: bool = True, layers: int | None = None, group_size: int = GROUP_SIZE
+) -> Network:
     """Return a model of a published size with random codes.
 
     Args:
@@ -191,17 +199,18 @@ def make(name: str, bits: int, *, piecewise: bool = True, layers: int | None = N
         bits: 8 or 4, of the projections' weights (4: of a head of its own and the embedding then, too).
         piecewise: whether activations and state have piecewise scales; one scale a tensor otherwise.
         layers: fewer than the model has, for a quick check.
+        group_size: of four-bit projections.
     """
     shape = SHAPES[name]
     if layers is not None:
         shape = Shape(**{**vars(shape), "layers": layers})
     torch.manual_seed(0)
-    mixers = _mamba1(shape, bits) if shape.kind == "mamba1" else _mamba2(shape, bits, piecewise)
+    mixers = _mamba1(shape, bits) if shape.kind == "mamba1" else _mamba2(shape, bits, piecewise, group_size)
     if shape.tied or bits == 8:
         table, scale = _codes(shape.vocab, shape.d_model), _scale(shape.vocab, 1.0)
     else:
         table = torch.randint(0, 256, (shape.vocab, shape.d_model // 2), dtype=torch.uint8, device=DEVICE)
         scale = _scale(shape.vocab * shape.d_model // 128, 1.0).view(shape.vocab, -1) * 18
-    tied = Linear(table, scale, None, 8, shape.vocab)
+    tied = Linear("int8", (table, scale), None, shape.vocab)
     head = tied if shape.tied else _linear(shape.d_model, shape.vocab, bits)
     return Network(Embedding(table, scale), mixers, _norm(shape.d_model), head, shape.vocab, shape.d_model)

@@ -16,6 +16,10 @@ SCHEMES: list[tuple[dict[str, Any], str]] = [
     ({}, "int8 per-tensor"),
     ({"granularity": "per-channel"}, "int8 per-channel"),
     ({"bits": 4, "granularity": "per-group", "group_size": 128}, "int4 per-group 128"),
+    (
+        {"bits": 4, "granularity": "per-group", "group_size": 32, "symmetric": False, "scale_dtype": "uint8"},
+        "int4 per-group 32 progressive",
+    ),
     ({"granularity": "per-token", "dynamic": True}, "int8 per-token dynamic"),
     ({"granularity": "per-token"}, "int8 per-token"),
     ({"granularity": "per-state-group"}, "int8 per-state-group"),
@@ -52,6 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"granularity": "per-state-group", "head_groups": 4, "channel_groups": 4},
         "head_groups has no meaning here",
     ),
+    ({"scale_dtype": "uint8"}, "scale_dtype uint8 goes with asymmetric int4 codes per-group"),
     ({"percentile": 99.0}, "percentile has no meaning here"),
     ({"range": "mse", "percentile": 99.0}, "percentile has no meaning here"),
     ({"range": "percentile", "percentile": 50.0}, "greater than 50"),

@@ -24,12 +24,15 @@ void pack_panels(ThreadPool& pool, const void* codes, int64_t n, int64_t row_byt
 
 }  // namespace
 
+PackedLinear::PackedLinear(WeightType type, int64_t n, int64_t k, int64_t group, std::vector<float> scale)
+    : weight_{nullptr, type, n, k, group}, scale_{std::move(scale)} {
+  packed_ = Buffer(kernels().linear.packed_bytes(weight_));
+  weight_.packed = packed_.data();
+}
+
 PackedLinear PackedLinear::int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale,
                                 bool consume) {
-  PackedLinear made;
-  made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, 0));
-  made.weight_ = {made.packed_.data(), n, k, 0};
-  made.scale_.values = std::move(scale);
+  PackedLinear made(WeightType::int8, n, k, 0, std::move(scale));
   uint8_t* packed = made.packed_.data();
   pack_panels(pool, codes, n, k, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int8(codes, k, n, k, first, last, packed);
@@ -39,13 +42,22 @@ PackedLinear PackedLinear::int8(ThreadPool& pool, const int8_t* codes, int64_t n
 
 PackedLinear PackedLinear::int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale,
                                 int64_t groups, bool consume) {
-  PackedLinear made;
   const int64_t group = k / groups;
-  made.packed_ = Buffer(kernels().linear.packed_bytes(n, k, group));
-  made.weight_ = {made.packed_.data(), n, k, group};
+  PackedLinear made(WeightType::int4, n, k, group, {});
   uint8_t* packed = made.packed_.data();
   pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int4(codes, scale, n, k, group, first, last, packed);
+  });
+  return made;
+}
+
+PackedLinear PackedLinear::int4_progressive(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k,
+                                            const uint8_t* grid, int64_t groups, std::vector<float> scale, bool consume) {
+  const int64_t group = k / groups;
+  PackedLinear made(WeightType::int4_progressive, n, k, group, std::move(scale));
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_int4_progressive(codes, grid, n, k, group, first, last, packed);
   });
   return made;
 }
@@ -54,7 +66,9 @@ Pieces PackedLinear::pieces(int64_t rows, int threads) const {
   const LinearKernels& kernel = kernels().linear;
   const LinearTasks tasks = kernel.tasks(weight_, rows, threads);
   if (tasks.rows < rows) return {};  // a task reads what others read, too: there are rows enough to hide it
-  return {packed_.data(), kernel.packed_bytes(tasks.panels * kernel.panel, weight_.k, weight_.group), tasks.count};
+  LinearWeight part = weight_;
+  part.n = tasks.panels * kernel.panel;
+  return {packed_.data(), kernel.packed_bytes(part), tasks.count};
 }
 
 Linear PackedLinear::product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const {

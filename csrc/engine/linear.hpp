@@ -29,6 +29,9 @@ class PackedLinear {
   // int4: packed codes [n, k / 2], scale [n, groups].
   static PackedLinear int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale, int64_t groups,
                            bool consume);
+  // int4_progressive: packed codes [n, k / 2], grid [n, groups], scale [1] or [n].
+  static PackedLinear int4_progressive(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const uint8_t* grid,
+                                       int64_t groups, std::vector<float> scale, bool consume);
 
   float x_scale = 1.0f;        // of the codes that come in
   std::vector<float> bias;     // [n], or empty
@@ -49,10 +52,12 @@ class PackedLinear {
   Pieces pieces(int64_t rows, int threads) const;
 
  private:
+  PackedLinear(WeightType type, int64_t n, int64_t k, int64_t group, std::vector<float> scale);
+
   Linear product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const;
 
   Buffer packed_;
-  LinearWeight weight_{};
+  LinearWeight weight_;
   Factors scale_;
 };
 

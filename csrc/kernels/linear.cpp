@@ -14,7 +14,7 @@ constexpr int vectors = Dot::vectors;
 // Rows of x that are worked on together: their codes stay in the second cache while panel after panel meets them.
 constexpr int64_t chunk_rows = 256, chunk_bytes = 512 * 1024;
 // Of a panel, so many steps at a time meet all rows, out of the first cache. Of int4, a group at a time, and where there is
-// more than one block of rows, made bytes first.
+// more than one block of rows, made bytes first; of int4_progressive, as many steps as are int8 codes in so many bytes.
 constexpr int64_t part_steps = 32768 / step_bytes;
 constexpr int64_t expanded_bytes = 16384;
 // Bytes between what is multiplied and what is fetched, where one sweep over the weight is all.
@@ -75,9 +75,9 @@ struct Int4Codes {
   }
 };
 
-template <class Codes>
+template <class Codes, int64_t bytes = step_bytes>
 SSMQUANT_INLINE inline void fetch(const uint8_t* p) {
-  for (int64_t i = 0; i < step_bytes; i += 64) __builtin_prefetch(p + i, 0, Codes::locality);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, Codes::locality);
 }
 
 // sums[row][vector] += the products of `steps` steps. With few rows, neighbouring steps go to sums of their own, because one
@@ -114,7 +114,7 @@ SSMQUANT_INLINE inline void multiply(const uint8_t* w, const int8_t* x, int64_t 
   });
 }
 
-// Some rows of x against a part of a panel. Results up to here are [rows][panel_columns]: sums of int8, floats of int4.
+// Some rows of x against a part of a panel. Results up to here are [rows][panel_columns]: sums, or floats of int4.
 struct Tile {
   const uint8_t* w;
   const int8_t* x;
@@ -123,7 +123,7 @@ struct Tile {
   // Of each row: minus what the offset in the codes of the weight brings in. Null: the sums go on from `sums`.
   const int32_t* start;
   int64_t start_stride;
-  int32_t* sums;  // int8
+  int32_t* sums;
   // int4
   const float* scale;
   float* y;
@@ -157,16 +157,48 @@ __attribute__((noinline)) void int4_tile(const Tile& tile) {
   });
 }
 
-// y = the sums of all groups * their scales, of a panel that comes by once: nothing is in memory between two groups.
-template <int rows>
-void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride, float* y) {
+// What the factors of groups make of the sums of their codes + 8 with x, where `total` is the sum of x: floats of scales,
+// integers of grids. A sum starts at `start`.
+struct ScaledGroups {
+  using Factor = float;
+  using Total = F32;
+  using Result = float;
+
+  static Total none() { return F32::zero(); }
+  static Sum start(int32_t total) { return Dot::all(-8 * total); }
+  static Total add(Total before, Sum sum, int32_t, const uint8_t* scales) {
+    return before + Dot::to_float(sum) * F32::load(reinterpret_cast<const float*>(scales));
+  }
+  static void store(Total total, Result* to) { total.store(to); }
+};
+
+struct GridGroups {
+  using Factor = uint8_t;
+  using Total = Sum;
+  using Result = int32_t;
+
+  static Total none() { return Dot::all(0); }
+  static Sum start(int32_t) { return Dot::all(0); }
+  static Total add(Total before, Sum sum, int32_t total, const uint8_t* grids) {
+    return Dot::join(before, Dot::scaled(sum, Dot::grid(grids), total));
+  }
+  static void store(Total total, Result* to) { Dot::store_sum(to, total); }
+};
+
+// results = the sums of all groups * their factors, of a panel that comes by once: nothing is in memory between two groups.
+template <class Groups, int rows>
+void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride,
+                typename Groups::Result* results) {
+  using Factor = typename Groups::Factor;
   const int64_t size = weight.group, steps = int4_steps(size);
-  F32 total[rows * vectors];
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = F32::zero(); });
+  typename Groups::Total total[rows * vectors];
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = Groups::none(); });
   for (int64_t at = 0; at < weight.k; at += size) {
     Sum low[rows * vectors], high[rows * vectors];
+    int32_t of_x[rows];
     repeat<rows>([&](auto r) SSMQUANT_INLINE {
-      const Sum start = Dot::all(-8 * Dot::total(x + r * x_stride + at, size));
+      of_x[r] = Dot::total(x + r * x_stride + at, size);
+      const Sum start = Groups::start(of_x[r]);
       repeat<vectors>([&](auto v) SSMQUANT_INLINE {
         low[r * vectors + v] = start;
         high[r * vectors + v] = Dot::all(0);
@@ -178,16 +210,16 @@ void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, i
       meet<rows>(Int4Codes::low, Dot::add_small, w, codes, x_stride, low);
       meet<rows>(Int4Codes::high, Dot::add_small, w, codes + 4, x_stride, high);
     }
-    fetch<Int4Codes>(w + distance);
+    fetch<Int4Codes, factor_bytes<Factor>>(w + distance);
     repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE {
       Dot::hold(low[i]);
       Dot::hold(high[i]);
-      const F32 scale = F32::load(reinterpret_cast<const float*>(w) + i % vectors * Dot::width);
-      total[i] = total[i] + Dot::to_float(Dot::join(low[i], high[i])) * scale;
+      const uint8_t* factors = w + i % vectors * Dot::width * sizeof(Factor);
+      total[i] = Groups::add(total[i], Dot::join(low[i], high[i]), of_x[i / vectors], factors);
     });
-    w += step_bytes;  // the scales
+    w += factor_bytes<Factor>;
   }
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i].store(y + i * Dot::width); });
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Groups::store(total[i], results + i * Dot::width); });
 }
 
 // Channels [column, column + n) of values with a step, n <= F32::width.
@@ -209,23 +241,22 @@ void claim(const Linear& linear, int64_t row, int64_t rows, int64_t column) {
   }
 }
 
-// From sums (int8) or y (int4): * scale, + bias, then codes or floats. Every product and sum is rounded apart, as in the
-// reference.
+// From sums, or y of int4: * scale, + bias, then codes or floats. Every product and sum is rounded apart, as in the reference.
 void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const int32_t* sums, const float* y) {
   const Output& out = linear.out;
   for (int v = 0; v < vectors; ++v) {
     const int64_t at = column + v * Dot::width;
     const int64_t n = linear.weight.n - at < Dot::width ? linear.weight.n - at : Dot::width;
     if (n <= 0) return;
-    const bool whole = n == Dot::width, int8 = linear.weight.group == 0;
+    const bool whole = n == Dot::width, integer = linear.weight.type != WeightType::int4;
     const int part = static_cast<int>(n);
-    const F32 scale = int8 ? channels(linear.weight_scale.values, linear.weight_scale.step, at, n) : F32::zero();
+    const F32 scale = integer ? channels(linear.weight_scale.values, linear.weight_scale.step, at, n) : F32::zero();
     const F32 bias = linear.bias ? channels(linear.bias, 1, at, n) : F32::zero();
     const F32 factor = out.codes ? channels(out.reciprocal.values, out.reciprocal.step, at, n) : F32::zero();
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t from = r * panel_columns + v * Dot::width, place = (row + r) * out.stride + at;
       const F32 x_scale = F32::broadcast(linear.x_scale.values[(row + r) * linear.x_scale.step]);
-      F32 value = int8 ? Dot::to_float(Dot::load_sum(sums + from)) * (x_scale * scale) : F32::load(y + from) * x_scale;
+      F32 value = integer ? Dot::to_float(Dot::load_sum(sums + from)) * (x_scale * scale) : F32::load(y + from) * x_scale;
       if (linear.bias) value = value + bias;
       if (out.codes) {
         value = value * factor;
@@ -272,26 +303,67 @@ Ahead ahead_of(const uint8_t* w, int64_t bytes, int64_t rows, int64_t steps) {
   return {w + bytes, bytes / (count * steps) + 1};
 }
 
-void int8_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
+// Codes that are groups with grids, taken as int8 codes. Steps are those of int8; a part begins and ends with a byte of
+// two nibbles, so at an even one.
+struct Expansion {
+  static constexpr int64_t steps = expanded_bytes / step_bytes;
+
+  // Where the codes of a step are in a panel.
+  static int64_t place(const LinearWeight& weight, int64_t step) {
+    const int64_t of_group = weight.group / 4;
+    return step / of_group * group_bytes<uint8_t>(weight.group) + step % of_group / 2 * step_bytes;
+  }
+
+  // The bytes of steps [step, end) of a panel.
+  static void run(const LinearWeight& weight, const uint8_t* panel, int64_t step, int64_t end, uint8_t* bytes) {
+    const int64_t of_group = weight.group / 4;
+    while (step < end) {
+      const int64_t group_end = step - step % of_group + of_group, stop = end < group_end ? end : group_end;
+      const uint8_t *w = panel + place(weight, step), *grids = panel + place(weight, group_end) - factor_bytes<uint8_t>;
+      Dot::Affine affine[vectors];
+      repeat<vectors>([&](auto v) SSMQUANT_INLINE { affine[v] = Dot::affine(Dot::grid(grids + v * Dot::width)); });
+      for (; step < stop; step += 2, w += step_bytes, bytes += 2 * step_bytes) {
+        repeat<vectors>([&](auto v) SSMQUANT_INLINE {
+          constexpr int64_t i = v * 4 * Dot::width;
+          Dot::store(bytes + i, Dot::expand(Int4Codes::low(w + i), affine[v]));
+          Dot::store(bytes + step_bytes + i, Dot::expand(Int4Codes::high(w + i), affine[v]));
+        });
+      }
+    }
+  }
+};
+
+// int8 codes, as they lie there or expanded.
+void integer_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
-  const int64_t bytes = panel_bytes(weight.k, 0), steps = int8_steps(weight.k);
-  const int64_t at_once = rows > Dot::rows ? part_steps : steps;
+  const bool expanding = weight.type == WeightType::int4_progressive;
+  const int64_t bytes = panel_bytes(weight), steps = int8_steps(weight.k);
+  const int64_t at_once = expanding ? Expansion::steps : rows > Dot::rows ? part_steps : steps;
   const int8_t* x = linear.x + row * linear.x_stride;
   int32_t start[chunk_rows];
   for (int64_t r = 0; r < rows; ++r) {
     start[r] = Dot::offset ? -Dot::offset * Dot::total(x + r * linear.x_stride, weight.k) : 0;
   }
+  alignas(64) uint8_t expanded[expanded_bytes];
   alignas(64) int32_t sums[chunk_rows * panel_columns];
-  const Tiles& tiles = rows > Dot::rows ? int8_second : int8_first;
+  const Tiles& tiles = expanding || rows > Dot::rows ? int8_second : int8_first;
   Tile tile = {};
   tile.x_stride = linear.x_stride;
   tile.start_stride = 1;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * panel_columns;
+    const uint8_t* codes = weight.packed + panel * bytes;
     for (int64_t step = 0; step < steps; step += at_once) {
-      tile.w = weight.packed + panel * bytes + step * step_bytes;
       tile.steps = steps - step < at_once ? steps - step : at_once;
-      tile.ahead = ahead_of(tile.w, tile.steps * step_bytes, rows, tile.steps);
+      if (expanding) {
+        Expansion::run(weight, codes, step, step + tile.steps, expanded);
+        tile.w = expanded;
+        const int64_t next = Expansion::place(weight, step + tile.steps);
+        tile.ahead = ahead_of(codes + Expansion::place(weight, step), next - Expansion::place(weight, step), rows, tile.steps);
+      } else {
+        tile.w = codes + step * step_bytes;
+        tile.ahead = ahead_of(tile.w, tile.steps * step_bytes, rows, tile.steps);
+      }
       const bool whole = step + tile.steps == steps;
       each_block(rows, [&](int64_t from, int64_t count) {
         tile.x = x + from * linear.x_stride + step * Int8Codes<1>::depth;
@@ -316,23 +388,35 @@ void expand(const uint8_t* w, int64_t steps, uint8_t* bytes) {
   }
 }
 
-// One or two rows.
+void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const int32_t* sums) {
+  finish(linear, row, rows, column, sums, nullptr);
+}
+void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const float* y) {
+  finish(linear, row, rows, column, nullptr, y);
+}
+
+constexpr int64_t sweep_rows = 2;
+
+// Groups of a weight that comes by once for each two rows.
+template <class Groups>
 void int4_sweeps(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
-  const int64_t bytes = panel_bytes(weight.k, weight.group);
-  const int8_t* x = linear.x + row * linear.x_stride;
-  alignas(64) float y[2 * panel_columns];
+  const int64_t bytes = panel_bytes(weight);
+  alignas(64) typename Groups::Result results[sweep_rows * panel_columns];
   for (int64_t panel = first; panel < last; ++panel) {
-    const auto sweep = rows == 1 ? &int4_sweep<1> : &int4_sweep<2>;
-    sweep(weight, weight.packed + panel * bytes, x, linear.x_stride, y);
-    finish(linear, row, rows, panel * panel_columns, nullptr, y);
+    for (int64_t r = row; r < row + rows; r += sweep_rows) {
+      const int64_t count = row + rows - r < sweep_rows ? row + rows - r : sweep_rows;
+      const auto sweep = count == 1 ? &int4_sweep<Groups, 1> : &int4_sweep<Groups, sweep_rows>;
+      sweep(weight, weight.packed + panel * bytes, linear.x + r * linear.x_stride, linear.x_stride, results);
+      finish(linear, r, count, panel * panel_columns, results);
+    }
   }
 }
 
 void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  if (rows <= 2) return int4_sweeps(linear, row, rows, first, last);
+  if (rows <= sweep_rows) return int4_sweeps<ScaledGroups>(linear, row, rows, first, last);
   const LinearWeight& weight = linear.weight;
-  const int64_t size = weight.group, groups = weight.k / size, bytes = group_bytes(size), steps = int4_steps(size);
+  const int64_t size = weight.group, groups = weight.k / size, bytes = group_bytes<float>(size), steps = int4_steps(size);
   const int8_t* x = linear.x + row * linear.x_stride;
   int32_t start[linear_max_groups];
   for (int64_t r = 0; r < rows; ++r) {
@@ -374,17 +458,35 @@ void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first,
   }
 }
 
+// One or two rows leave the codes as they are: to multiply a group's sum is less work than to multiply its codes. So do groups
+// whose last byte pair is not whole, which no model has.
+void int4_progressive_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
+  const bool sweeping = rows <= sweep_rows || linear.weight.group % 8;
+  (sweeping ? int4_sweeps<GridGroups> : integer_panels)(linear, row, rows, first, last);
+}
+
+void panels_of_type(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
+  switch (linear.weight.type) {
+    case WeightType::int8:
+      return integer_panels(linear, row, rows, first, last);
+    case WeightType::int4:
+      return int4_panels(linear, row, rows, first, last);
+    case WeightType::int4_progressive:
+      return int4_progressive_panels(linear, row, rows, first, last);
+  }
+}
+
 // Rows of a chunk.
 int64_t chunk_of(const LinearWeight& weight) {
   int64_t rows = chunk_bytes / (weight.k ? weight.k : 1);
   if (rows > chunk_rows) rows = chunk_rows;
-  const int64_t groups = weight.group ? weight.k / weight.group : 1;
+  const int64_t groups = weight.type == WeightType::int4 ? weight.k / weight.group : 1;
   if (rows * groups > linear_max_groups) rows = linear_max_groups / groups;
   return rows < 1 ? 1 : rows;
 }
 
 LinearTasks tasks(const LinearWeight& weight, int64_t rows, int threads) {
-  const int64_t panels = panels_of(weight.n), bytes = panel_bytes(weight.k, weight.group) * panels;
+  const int64_t panels = panels_of(weight.n), bytes = panel_bytes(weight) * panels;
   if (!rows || !panels) return {0, 1, 1};
   int64_t row_blocks = ceil_div(rows, chunk_of(weight)), blocks = 1;
   if (threads > 1) {
@@ -412,12 +514,13 @@ void run(const Linear& linear, const LinearTasks& tasks, int64_t task) {
   const int64_t chunk = chunk_of(linear.weight);
   for (int64_t from = row; from < end; from += chunk) {
     const int64_t rows = end - from < chunk ? end - from : chunk;
-    (linear.weight.group ? int4_panels : int8_panels)(linear, from, rows, first, last);
+    panels_of_type(linear, from, rows, first, last);
   }
 }
 
 }  // namespace
 
-const LinearKernels linear = {panel_columns, &packed_bytes, &pack_int8, &pack_int4, &tasks, &run, &embed_packed, &embed};
+const LinearKernels linear = {panel_columns, &packed_bytes, &pack_int8, &pack_int4, &pack_int4_progressive,
+                              &tasks, &run, &embed_packed, &embed};
 
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -1,13 +1,14 @@
-// The linear layer: int8 activations times int8 weights, or times int4 weights with a scale for each group along K; and rows
-// of an int8 embedding.
+// The linear layer: int8 activations times int8 weights, or times int4 weights with a scale, or an integer step and zero point,
+// for each group along K; and rows of an int8 embedding.
 //
 // A weight is packed once after loading and serves every number of rows. Packed, it is panels of `LinearKernels::panel`
 // output columns, each contiguous, so that a token streams through memory once and in order:
 //   int8: [panel][K / 4][column][4 bytes along K]
-//   int4: [panel][group] of { [size / 8][column][4 bytes: k in the low nibbles, k + 4 in the high ones], scale[column] }
+//   int4: [panel][group] of { [size / 8][column][4 bytes: k in the low nibbles, k + 4 in the high ones], factor[column] }
+//         where a factor is the scale, a float, or the grid, a byte
 // N is padded to whole panels, K (int4: each group) to whole steps. What a byte holds depends on the instruction set.
 //
-// Results equal ops/int8_linear/reference.py and ops/int4_linear/reference.py bit for bit.
+// Results equal the references of the ops int8_linear, int4_linear and int4_progressive_linear bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +17,21 @@
 
 namespace ssmquant {
 
+// int4_progressive: (code - zero point) * multiplier is an int8 code, so sums are exact over all of K, and the scale is int8's.
+enum class WeightType { int8, int4, int4_progressive };
+
 // A packed weight: N output columns of K inputs. It owns nothing.
 struct LinearWeight {
-  const uint8_t* packed;  // from pack_int8 or pack_int4, aligned to 64 bytes
+  const uint8_t* packed;  // from one of the functions that pack, aligned to 64 bytes
+  WeightType type;
   int64_t n, k;
-  int64_t group;  // neighbours along K that share a scale (int4, even, divides K); 0: int8
+  int64_t group;  // neighbours along K that share a factor; divides K; 0 for int8
 };
 
 // One product: y[m, n] = (sum over k of x[m, k] * w[n, k] * scales) + bias, float or quantised.
 struct Linear {
   LinearWeight weight;
-  Scale weight_scale;  // int8: [1] or [N]; int4: not used, the scales are in the packed weight
+  Scale weight_scale;  // [1] or [N]; int4: not used, the scales are in the packed weight
 
   // Codes [rows, K] in [-127, 127], rows `x_stride` apart. Up to linear_overread bytes behind the last row are read, whatever
   // they hold.
@@ -40,7 +45,7 @@ struct Linear {
 };
 
 constexpr int64_t linear_overread = 64;
-constexpr int64_t linear_max_groups = 16384;  // of a row of int4 codes
+constexpr int64_t linear_max_groups = 16384;  // of a row of int4 codes with scales
 
 // How a product is cut: count = (row blocks) * (panel blocks) tasks that may run in any order, on any thread.
 struct LinearTasks {
@@ -52,16 +57,20 @@ struct LinearTasks {
 struct LinearKernels {
   int64_t panel;  // columns a panel
 
-  // Bytes of a packed weight; group 0 for int8.
-  int64_t (*packed_bytes)(int64_t n, int64_t k, int64_t group);
+  // Bytes of a packed weight, of which `packed` is not looked at.
+  int64_t (*packed_bytes)(const LinearWeight& weight);
 
   // Pack panels [first, last) of a weight; panels may be packed by several threads. `packed` is the start of the whole weight
   // (packed_bytes long, aligned to 64 bytes).
   //   int8: codes int8 [N, K], `stride` bytes between rows.
   //   int4: codes uint8 [N, K / 2] as in ops/int4_linear/packing.py, scale float [N, K / group].
+  //   int4_progressive: the same codes, grid uint8 [N, K / group] as in ops/int4_progressive_linear/reference.py: a multiplier
+  //         and a zero point that make int8 codes of all int4 codes.
   void (*pack_int8)(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_t first, int64_t last, uint8_t* packed);
   void (*pack_int4)(const uint8_t* codes, const float* scale, int64_t n, int64_t k, int64_t group, int64_t first, int64_t last,
                     uint8_t* packed);
+  void (*pack_int4_progressive)(const uint8_t* codes, const uint8_t* grid, int64_t n, int64_t k, int64_t group,
+                                int64_t first, int64_t last, uint8_t* packed);
 
   // The best cut of a product for so many threads, from measurements.
   LinearTasks (*tasks)(const LinearWeight& weight, int64_t rows, int threads);

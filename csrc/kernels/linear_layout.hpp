@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/linear.hpp"
 #include "simd/dot.hpp"
 
 namespace ssmquant::SSMQUANT_ISA {
@@ -24,11 +25,19 @@ inline int64_t columns_of(int64_t n, int64_t panel) {
 inline int64_t int8_steps(int64_t k) { return ceil_div(k, 4); }
 inline int64_t int4_steps(int64_t size) { return ceil_div(size, 8); }
 
-// Codes of a group, then its scales: floats, so as many bytes as one more step.
-inline int64_t group_bytes(int64_t size) { return (int4_steps(size) + 1) * step_bytes; }
+// What comes behind the codes of a group in a panel: a scale or a grid for each column.
+template <class Factor>
+constexpr int64_t factor_bytes = panel_columns * sizeof(Factor);
 
-inline int64_t panel_bytes(int64_t k, int64_t group) {
-  return group ? k / group * group_bytes(group) : int8_steps(k) * step_bytes;
+template <class Factor>
+inline int64_t group_bytes(int64_t size) {
+  return int4_steps(size) * step_bytes + factor_bytes<Factor>;
+}
+
+inline int64_t panel_bytes(const LinearWeight& weight) {
+  if (weight.type == WeightType::int8) return int8_steps(weight.k) * step_bytes;
+  const int64_t groups = weight.k / weight.group;
+  return groups * (weight.type == WeightType::int4 ? group_bytes<float>(weight.group) : group_bytes<uint8_t>(weight.group));
 }
 
 }  // namespace ssmquant::SSMQUANT_ISA

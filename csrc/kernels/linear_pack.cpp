@@ -39,9 +39,40 @@ void dequantize(const int8_t* codes, int64_t channels, float scale, float* out) 
   }
 }
 
+// Codes in groups, and a factor for each. Behind the ends of N and of a group stand zero bytes.
+template <class Factor>
+void pack_groups(const uint8_t* codes, const Factor* factors, int64_t n, int64_t k, int64_t group, int64_t first, int64_t last,
+                 uint8_t* packed) {
+  const int64_t groups = k / group, stride = k / 2;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const uint8_t* rows = codes + panel * panel_columns * stride;
+    const Factor* of_rows = factors + panel * panel_columns * groups;
+    const int64_t columns = columns_of(n, panel);
+    uint8_t* to = packed + panel * groups * group_bytes<Factor>(group);
+    for (int64_t g = 0; g < groups; ++g) {
+      memset(to, 0, group_bytes<Factor>(group));
+      for (int64_t i = 0; i < group; i += 8, to += step_bytes) {
+        const int64_t at = g * group + i;
+        for (int64_t c = 0; c < columns; ++c) {
+          uint32_t eight;
+          if (at % 2 == 0 && group - i >= 8) {
+            memcpy(&eight, rows + c * stride + at / 2, 4);
+            eight = spread(eight);
+          } else {
+            eight = spread_part(rows + c * stride, at, group - i < 8 ? group - i : 8);
+          }
+          memcpy(to + c * 4, &eight, 4);
+        }
+      }
+      for (int64_t c = 0; c < columns; ++c) memcpy(to + c * sizeof(Factor), of_rows + c * groups + g, sizeof(Factor));
+      to += factor_bytes<Factor>;
+    }
+  }
+}
+
 }  // namespace
 
-int64_t packed_bytes(int64_t n, int64_t k, int64_t group) { return panels_of(n) * panel_bytes(k, group); }
+int64_t packed_bytes(const LinearWeight& weight) { return panels_of(weight.n) * panel_bytes(weight); }
 
 // Behind the ends of N and K stand zero bytes: their products vanish, whatever x holds there.
 void pack_int8(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_t first, int64_t last, uint8_t* packed) {
@@ -49,7 +80,7 @@ void pack_int8(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_
   for (int64_t panel = first; panel < last; ++panel) {
     const int8_t* rows = codes + panel * panel_columns * stride;
     const int64_t columns = columns_of(n, panel);
-    uint8_t* to = packed + panel * panel_bytes(k, 0);
+    uint8_t* to = packed + panel * int8_steps(k) * step_bytes;
     for (int64_t at = 0; at < k; at += 4, to += step_bytes) {
       const size_t count = k - at < 4 ? k - at : 4;
       for (int64_t c = 0; c < columns; ++c) {
@@ -70,31 +101,12 @@ void pack_int8(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_
 
 void pack_int4(const uint8_t* codes, const float* scale, int64_t n, int64_t k, int64_t group, int64_t first, int64_t last,
                uint8_t* packed) {
-  const int64_t groups = k / group, stride = k / 2;
-  for (int64_t panel = first; panel < last; ++panel) {
-    const uint8_t* rows = codes + panel * panel_columns * stride;
-    const float* scales = scale + panel * panel_columns * groups;
-    const int64_t columns = columns_of(n, panel);
-    uint8_t* to = packed + panel * panel_bytes(k, group);
-    for (int64_t g = 0; g < groups; ++g) {
-      memset(to, 0, group_bytes(group));
-      for (int64_t i = 0; i < group; i += 8, to += step_bytes) {
-        const int64_t at = g * group + i;
-        for (int64_t c = 0; c < columns; ++c) {
-          uint32_t eight;
-          if (at % 2 == 0 && group - i >= 8) {
-            memcpy(&eight, rows + c * stride + at / 2, 4);
-            eight = spread(eight);
-          } else {
-            eight = spread_part(rows + c * stride, at, group - i < 8 ? group - i : 8);
-          }
-          memcpy(to + c * 4, &eight, 4);
-        }
-      }
-      for (int64_t c = 0; c < columns; ++c) memcpy(to + c * 4, scales + c * groups + g, sizeof(float));
-      to += step_bytes;
-    }
-  }
+  pack_groups(codes, scale, n, k, group, first, last, packed);
+}
+
+void pack_int4_progressive(const uint8_t* codes, const uint8_t* grid, int64_t n, int64_t k, int64_t group, int64_t first,
+                           int64_t last, uint8_t* packed) {
+  pack_groups(codes, grid, n, k, group, first, last, packed);
 }
 
 void embed(const int8_t* codes, int64_t k, Scale scale, const int64_t* ids, int64_t count, float* out) {
@@ -102,7 +114,7 @@ void embed(const int8_t* codes, int64_t k, Scale scale, const int64_t* ids, int6
 }
 
 void embed_packed(const LinearWeight& weight, Scale scale, const int64_t* ids, int64_t count, float* out) {
-  const int64_t bytes = panel_bytes(weight.k, 0);
+  const int64_t bytes = panel_bytes(weight);
   int8_t codes[512];
   for (int64_t i = 0; i < count; ++i, out += weight.k) {
     const uint8_t* column = weight.packed + ids[i] / panel_columns * bytes + ids[i] % panel_columns * 4;

@@ -88,6 +88,21 @@ std::shared_ptr<PackedLinear> int4_linear(ThreadPool& pool, const Bytes& codes, 
   return finished(std::move(packed), x_scale, bias, reciprocal);
 }
 
+std::shared_ptr<PackedLinear> int4_progressive_linear(ThreadPool& pool, const Bytes& codes, const Bytes& grid,
+                                                      const Floats& scale, float x_scale, const std::optional<Floats>& bias,
+                                                      const std::optional<Floats>& reciprocal, bool consume) {
+  expect(codes.ndim() == 2 && grid.ndim() == 2 && grid.shape(0) == codes.shape(0), "grids are [out, groups]");
+  const uint8_t *data = codes.data(), *grids = grid.data();
+  const int64_t n = static_cast<int64_t>(codes.shape(0)), k = 2 * static_cast<int64_t>(codes.shape(1));
+  const int64_t groups = static_cast<int64_t>(grid.shape(1));
+  std::vector<float> scales = copied(scale);
+  PackedLinear packed = [&] {
+    nb::gil_scoped_release release;
+    return PackedLinear::int4_progressive(pool, data, n, k, grids, groups, std::move(scales), consume);
+  }();
+  return finished(std::move(packed), x_scale, bias, reciprocal);
+}
+
 Norm make_norm(const Floats& weight, float eps, float reciprocal) { return {copied(weight), eps, reciprocal}; }
 
 Convolution make_convolution(const Codes& codes, const Floats& scale, const std::optional<Floats>& bias,
@@ -301,6 +316,8 @@ void bind_engine(nb::module_& m) {
         nb::arg("bias").none(), nb::arg("reciprocal").none(), nb::arg("consume"));
   m.def("int4_linear_packed", &int4_linear, nb::arg("pool"), nb::arg("codes"), nb::arg("scale"), nb::arg("x_scale"),
         nb::arg("bias").none(), nb::arg("reciprocal").none(), nb::arg("consume"));
+  m.def("int4_progressive_linear_packed", &int4_progressive_linear, nb::arg("pool"), nb::arg("codes"), nb::arg("grid"),
+        nb::arg("scale"), nb::arg("x_scale"), nb::arg("bias").none(), nb::arg("reciprocal").none(), nb::arg("consume"));
   nb::class_<Norm>(m, "Norm");
   m.def("norm", &make_norm, nb::arg("weight"), nb::arg("eps"), nb::arg("reciprocal"));
   nb::class_<Convolution>(m, "Convolution");

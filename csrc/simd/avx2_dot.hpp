@@ -18,6 +18,8 @@ struct DotProducts {
   static void store(uint8_t* bytes, Weight weight) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), weight); }
   static __m256i add(__m256i sum, Weight weight, __m256i input) { return _mm256_dpbusd_avx_epi32(sum, weight, input); }
   static __m256i add_small(__m256i sum, Weight weight, __m256i input) { return add(sum, weight, input); }
+  static Weight small(__m256i bytes) { return bytes; }
+  static __m256i bytes_of(Weight weight) { return weight; }
   static Weight low(Weight bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
   static Weight high(Weight bytes) { return low(_mm256_srli_epi16(bytes, 4)); }
 };
@@ -49,6 +51,7 @@ struct DotProducts {
     return add_pairs(sum, _mm256_maddubs_epi16(weight.codes, input));
   }
   static Weight small(__m256i bytes) { return {bytes, bytes}; }
+  static __m256i bytes_of(Weight weight) { return weight.codes; }
   static Weight low(Weight bytes) { return small(_mm256_and_si256(bytes.codes, _mm256_set1_epi8(15))); }
   static Weight high(Weight bytes) { return low(small(_mm256_srli_epi16(bytes.codes, 4))); }
 };
@@ -65,6 +68,29 @@ struct Dot : DotProducts {
     int32_t four;
     memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
+  }
+  struct Grid {
+    __m256i multiplier, zero;
+  };
+  static Grid grid(const uint8_t* bytes) {
+    const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+    return {_mm256_and_si256(both, all(15)), _mm256_srli_epi32(both, 4)};
+  }
+  static Sum scaled(Sum sum, Grid grid, int32_t total) {
+    const __m256i zeros = _mm256_mullo_epi32(grid.zero, all(total));
+    return _mm256_mullo_epi32(_mm256_sub_epi32(sum, zeros), grid.multiplier);
+  }
+  struct Affine {
+    __m256i times, plus;  // in each half of a column's four bytes; in each of its bytes
+  };
+  static Affine affine(Grid grid) {
+    const __m256i less = _mm256_mullo_epi32(_mm256_mullo_epi16(grid.zero, grid.multiplier), all(0x01010101));
+    return {_mm256_or_si256(grid.multiplier, _mm256_slli_epi32(grid.multiplier, 16)),
+            _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(offset)), less)};
+  }
+  // Two bytes are multiplied at once: no product is above 15 * 15, so none reaches its neighbour.
+  static Weight expand(Weight bytes, Affine affine) {
+    return small(_mm256_add_epi8(_mm256_mullo_epi16(bytes_of(bytes), affine.times), affine.plus));
   }
   static Sum load_sum(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
   static void store_sum(int32_t* to, Sum sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }

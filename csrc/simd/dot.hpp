@@ -12,6 +12,10 @@
 //   add(sum, weight, input)     sum + products with the int8 codes + offset * (the four codes of x)
 //   add_small(sum, weight, input)   sum + products with bytes in 0..15
 //   low(weight), high(weight)   -> Weight, nibbles as bytes
+//   Grid, grid(bytes)           multiplier and zero of each column, from the nibbles of a byte each
+//   scaled(sum, grid, total)    (sum - zero * total) * multiplier
+//   Affine, affine(grid)        the same, for bytes:
+//   expand(weight, affine)      -> Weight, (byte - zero) * multiplier as an int8 code, of bytes in 0..15
 //   store(bytes, weight)        as it was loaded
 //   join(a, b)                  a + b
 //   hold(sum)                   the compiler must have the sum in a register here. Behind a loop that adds to many sums, this

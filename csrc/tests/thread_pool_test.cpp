@@ -25,6 +25,17 @@ void run_jobs(ThreadPool& pool, int jobs) {
   }
 }
 
+// Whether a job ends of which one thread holds a task until all others are done, those of its own share among them.
+bool others_go_on(ThreadPool& pool, int64_t tasks, int64_t held) {
+  std::atomic<int64_t> done{0};
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  pool.run(tasks, [&](int64_t task) {
+    while (task == held && done < tasks - 1 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    ++done;
+  });
+  return std::chrono::steady_clock::now() < limit;
+}
+
 }  // namespace
 
 TEST(every_task_runs_once) {
@@ -53,16 +64,8 @@ TEST(callers_take_turns) {
 TEST(a_share_is_finished_by_others) {
   for (int threads : {2, 3}) {
     ThreadPool pool(threads);
-    constexpr int64_t tasks = 12;
-    for (int64_t held = 0; held < tasks; held += 5) {
-      // A thread that does not come on until all other tasks are done, those of its own share among them.
-      std::atomic<int64_t> done{0};
-      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-      pool.run(tasks, [&](int64_t task) {
-        while (task == held && done < tasks - 1 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
-        ++done;
-      });
-      CHECK(std::chrono::steady_clock::now() < limit, "%d threads wait for task %ld", threads, static_cast<long>(held));
+    for (int64_t held = 0; held < 12; held += 5) {
+      CHECK(others_go_on(pool, 12, held), "%d threads wait for task %ld", threads, static_cast<long>(held));
     }
   }
 }
@@ -94,8 +97,9 @@ TEST(a_fork_has_threads_of_its_own) {
   const pid_t child = fork();
   if (child == 0) {
     run_jobs(*pool, 100);
+    const bool threads = others_go_on(*pool, 12, 0);  // a child that had none would do all tasks itself, one after another
     pool.reset();
-    _exit(0);
+    _exit(threads ? 0 : 1);
   }
   int status = 0;
   waitpid(child, &status, 0);

@@ -85,7 +85,9 @@ class TensorScheme(BaseModel):
             reaches this magnitude (LLM.int8(), arXiv 2208.07339); those are multiplied in float16.
         sparse: for a table of values: percentage of the weights that are stored exactly, in float16, beside the codes.
         interval: for a recurrent state that is not float32: the tokens between two roundings of the state.
-        scale_dtype: type of the stored scales.
+        scale_dtype: type of the stored scales. With ``uint8`` an int4 group has an integer multiplier of one float32
+            scale a row, and its zero point in the same byte, so that sums over all of K are integers (QServe, arXiv
+            2405.04532, section 4.1).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,7 +106,7 @@ class TensorScheme(BaseModel):
     outlier_threshold: float | None = Field(default=None, gt=0.0)
     sparse: float | None = Field(default=None, gt=0.0, le=10.0)
     interval: int | None = Field(default=None, ge=1)
-    scale_dtype: Literal["float32"] = "float32"
+    scale_dtype: Literal["float32", "uint8"] = "float32"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -123,7 +125,8 @@ class TensorScheme(BaseModel):
         needs(self.head_groups is not None, piecewise, "head_groups")
         needs(self.channel_groups is not None, piecewise, "channel_groups")
         needs(self.percentile is not None, self.range is RangeRule.PERCENTILE, "percentile")
-        if self.mixed and not (self.kind == "int" and self.bits == 4 and self.group_size and self.symmetric):
+        grouped = self.kind == "int" and self.bits == 4 and self.group_size
+        if self.mixed and not (grouped and self.symmetric):
             raise ValueError(f"mixed goes with symmetric int4 codes per-group, not with {self.short()!r}")
         int8_rows = (
             self.kind == "int"
@@ -134,6 +137,10 @@ class TensorScheme(BaseModel):
         if self.outlier_threshold is not None and not int8_rows:
             raise ValueError(
                 f"an outlier_threshold goes with symmetric int8 codes per-channel, not with {self.short()!r}"
+            )
+        if self.scale_dtype == "uint8" and not (grouped and not self.symmetric):
+            raise ValueError(
+                f"scale_dtype uint8 goes with asymmetric int4 codes per-group, not with {self.short()!r}"
             )
         if self.sparse is not None and self.kind != "lut":
             raise ValueError(f"sparse goes with a table of values (lut), not with {self.short()!r}")
@@ -183,7 +190,7 @@ class TensorScheme(BaseModel):
         if self.outlier_threshold is not None:
             words.append(f"+ float16 from {self.outlier_threshold:g}")
         if not self.symmetric:
-            words.append("asymmetric")
+            words.append("asymmetric" if self.scale_dtype == "float32" else "progressive")
         if self.sparse:
             words.append(f"+ {self.sparse:g}% float16")
         if self.dynamic:

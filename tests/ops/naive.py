@@ -91,6 +91,13 @@ def int8_linear(
     return emitted(y, scale_out)
 
 
+def nibbles(packed: Tensor) -> Array:
+    """Return the codes of bytes that hold two each."""
+    halves = np.empty((packed.shape[0], 2 * packed.shape[1]), dtype=np.int64)
+    halves[:, 0::2], halves[:, 1::2] = array(packed) % 16, array(packed) // 16
+    return np.where(halves < 8, halves, halves - 16)
+
+
 def int4_linear(
     x: Tensor,
     x_scale: Tensor,
@@ -99,9 +106,7 @@ def int4_linear(
     bias: Tensor | None,
     scale_out: Tensor | None,
 ) -> Tensor:
-    nibbles = np.empty((packed.shape[0], 2 * packed.shape[1]), dtype=np.int64)
-    nibbles[:, 0::2], nibbles[:, 1::2] = array(packed) % 16, array(packed) // 16
-    weight = np.where(nibbles < 8, nibbles, nibbles - 16)
+    weight = nibbles(packed)
     scales = array(weight_scale)
     size = weight.shape[1] // scales.shape[1]
     total = np.zeros((*x.shape[:-1], packed.shape[0]), dtype=np.float32)
@@ -113,6 +118,22 @@ def int4_linear(
     if bias is not None:
         y = y + array(bias)
     return emitted(y, scale_out)
+
+
+def int4_progressive_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    grid: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    multiplier, zero_point = array(grid).astype(np.int64) % 16, array(grid).astype(np.int64) // 16 - 8
+    size = 2 * packed.shape[1] // grid.shape[1]
+    weight = (nibbles(packed) - zero_point.repeat(size, axis=1)) * multiplier.repeat(size, axis=1)
+    assert np.abs(weight).max(initial=0) <= 127
+    return int8_linear(x, x_scale, torch.from_numpy(weight), weight_scale, bias, scale_out)
 
 
 def outlier_linear(
@@ -153,9 +174,7 @@ def mixed_linear(
     scale_out: Tensor | None,
 ) -> Tensor:
     values = array(x).astype(np.float32)[..., array(order)]
-    nibbles = np.empty((packed.shape[0], 2 * packed.shape[1]), dtype=np.int64)
-    nibbles[:, 0::2], nibbles[:, 1::2] = array(packed) % 16, array(packed) // 16
-    ordinary = np.where(nibbles < 8, nibbles, nibbles - 16)
+    ordinary = nibbles(packed)
     scales, groups = array(weight_scale), weight_scale.shape[1]
     size = ordinary.shape[1] // groups
 

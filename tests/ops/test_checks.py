@@ -33,6 +33,10 @@ SOUND: dict[str, dict[str, Any]] = {
         "x": codes(2, 8), "x_scale": floats(1), "packed": codes(3, 4).view(torch.uint8),
         "weight_scale": floats(3, 2), "bias": None, "scale_out": None,
     },
+    "int4_progressive_linear": {
+        "x": codes(2, 8), "x_scale": floats(1), "packed": codes(3, 4).view(torch.uint8),
+        "grid": torch.full((3, 2), 0x81, dtype=torch.uint8), "weight_scale": floats(3), "bias": None, "scale_out": None,
+    },
     "mixed_linear": {
         "x": floats(2, 7), "order": torch.arange(7, dtype=torch.int32), "packed": codes(3, 2).view(torch.uint8),
         "weight_scale": floats(3, 2), "outliers": codes(3, 3), "outlier_scale": floats(3), "bits": 4, "clip": 0.9,
@@ -94,6 +98,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"x": codes(1, 133145), "weight": codes(3, 133145)},
         "K = 133145 could overflow int32; at most 133144",
     ),
+    (
+        "int4_progressive_linear",
+        {"grid": torch.ones(3, 3, dtype=torch.uint8)},
+        "grid has 3 groups, which do not divide K = 8",
+    ),
+    ("int4_progressive_linear", {"grid": codes(3, 2)}, "grid must be torch.uint8, got torch.int8"),
+    ("int4_progressive_linear", {"weight_scale": floats(1)}, "weight_scale must have shape [3], got [1]"),
     ("int4_linear", {"packed": codes(3, 4)}, "packed must be torch.uint8, got torch.int8"),
     ("int4_linear", {"packed": codes(3, 5).view(torch.uint8)}, "packed must have shape [any, 4], got [3, 5]"),
     ("int4_linear", {"weight_scale": floats(3, 3)}, "weight_scale has 3 groups, which do not divide K = 8"),

@@ -30,7 +30,7 @@ def test_kernel(suite: Suite, case: Case) -> None:
 def test_every_op_has_a_kernel() -> None:
     found = {param.values[0].op.name for param in SUPPORTED}
     assert found >= {
-        "causal_conv1d", "gate", "gated_rms_norm", "hadamard", "int4_linear", "int8_embedding", "int8_linear",
-        "quantize_per_token", "quantize_static", "rms_norm", "selective_scan", "ssd",
+        "causal_conv1d", "gate", "gated_rms_norm", "hadamard", "int4_linear", "int4_progressive_linear",
+        "int8_embedding", "int8_linear", "quantize_per_token", "quantize_static", "rms_norm", "selective_scan", "ssd",
     }  # fmt: skip
     assert found <= all_ops().keys()

@@ -9,6 +9,8 @@ from torch import Tensor
 from ssmquant.ops import use_backend
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import pack_int4
+from ssmquant.ops.int4_progressive_linear import int4_progressive_linear
+from ssmquant.ops.int4_progressive_linear.reference import join_grid, largest_multiplier
 from ssmquant.ops.int8_embedding import int8_embedding
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.ops.registry import Op
@@ -59,12 +61,45 @@ def test_int4_linear(rows: int, n: int, k: int, groups: int) -> None:
                 assert_same(int4_linear, x, x_scale, pack_int4(codes), scale, bias, scale_out)
 
 
+def drawn_grid(draw: Draw, *shape: int) -> Tensor:
+    zero_point = (draw.ids(*shape, below=16) - 8).to(torch.int8)
+    multiplier = (1 + draw.ids(*shape, below=15)).minimum(largest_multiplier(zero_point))
+    return join_grid(multiplier.to(torch.uint8), zero_point)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 15, 33, 140])
+@pytest.mark.parametrize(
+    ("n", "k", "groups"),
+    [
+        (1, 2, 1),
+        (17, 34, 17),
+        (33, 42, 6),
+        (95, 96, 3),
+        (33, 48, 3),
+        (70, 1280, 40),
+        (64, 1024, 16),
+        (9, 6016, 1),
+    ],
+)
+def test_int4_progressive_linear(rows: int, n: int, k: int, groups: int) -> None:
+    draw = Draw(rows * n * k)
+    x, codes, grid = draw.codes(rows, k), draw.codes(n, k) >> 4, drawn_grid(draw, n, groups)
+    x[0], codes[0], grid[0] = -127, -8, 0x8F  # steps of 15, no zero point
+    for x_scale in (draw.scale(1), draw.scale(rows, 1)):
+        for bias in (None, draw.normal(n)):
+            for scale_out in (None, draw.scale(1, absmax=8.0 * k**0.5), draw.scale(n, absmax=8.0 * k**0.5)):
+                args = x, x_scale, pack_int4(codes), grid, draw.scale(n, absmax=1.0), bias, scale_out
+                assert_same(int4_progressive_linear, *args)
+
+
 def test_arguments_need_not_be_contiguous() -> None:
     draw = Draw(1)
     x, weight, spread = draw.codes(48, 5).T, draw.codes(48, 9).T, draw.normal(18)[::2]
     assert_same(int8_linear, x, draw.scale(5, 1), weight, draw.scale(18)[::2], spread, draw.scale(18)[::2])
     packed = draw.ids(24, 9, below=256).to(torch.uint8).T
     assert_same(int4_linear, x, draw.scale(5, 1), packed, draw.scale(3, 9).T, spread, None)
+    grid, scale = drawn_grid(draw, 9, 3).T.contiguous().T, draw.scale(18)[::2]
+    assert_same(int4_progressive_linear, x, draw.scale(5, 1), packed, grid, scale, spread, None)
     assert_same(int8_embedding, draw.ids(4, 6, below=9).T, weight, draw.scale(18)[::2])
 
 

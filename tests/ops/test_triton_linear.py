@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import InputError
+from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.ops.int4_linear.reference import int4_linear
+from ssmquant.ops.int4_progressive_linear.reference import (
+    expand,
+    int4_progressive_linear,
+    join_grid,
+    largest_multiplier,
+)
 from ssmquant.ops.int8_embedding.reference import int8_embedding
 from ssmquant.ops.int8_linear.reference import int8_linear
 from ssmquant.ops.quantize import reference as quantize
@@ -34,6 +41,7 @@ import triton.language as tl
 
 from ssmquant.ops import linear_tuning, triton_numerics
 from ssmquant.ops.int4_linear import triton as int4
+from ssmquant.ops.int4_progressive_linear import triton as progressive
 from ssmquant.ops.int8_embedding import triton as embedding
 from ssmquant.ops.int8_linear import triton as int8
 from ssmquant.ops.quantize import triton as quantizing
@@ -43,6 +51,7 @@ pytestmark = needs_interpreter
 REFERENCES: dict[str, Callable[..., Any]] = {
     "int8_linear": int8_linear,
     "int4_linear": int4_linear,
+    "int4_progressive_linear": int4_progressive_linear,
     "quantize_static": quantize.quantize_static,
     "quantize_per_token": quantize.quantize_per_token,
     "int8_embedding": int8_embedding,
@@ -96,7 +105,7 @@ def test_kernels_equal_the_references(name: str, case: Case) -> None:
     args = case.args()
     reason = kernel(name).supports(*args)
     if reason is not None:
-        assert name == "int4_linear" and "group size" in reason  # the only reason that any of them has
+        assert "int4" in name and "group size" in reason  # the only reason that any of them has
         return
     assert_same(kernel(name).run(*args), REFERENCES[name](*args))
 
@@ -277,6 +286,99 @@ def test_arrangement_pairs_the_halves_of_a_group() -> None:
     assert scale.shape == (1, 1)
 
 
+# int4 with integer steps
+
+
+def progressive_args(
+    draw: Draw, m: int, n: int, k: int, size: int, *, tokens: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return operands whose grids have every zero point and multiplier that the format allows."""
+    zero_point = (draw.ids(n, k // size, below=16) - 8).to(torch.int8)
+    multiplier = 1 + draw.ids(n, k // size, below=15) % largest_multiplier(zero_point)
+    grid = join_grid(multiplier.to(torch.uint8), zero_point)
+    packed = pack_int4((draw.ids(n, k, below=16) - 8).to(torch.int8))
+    return (
+        draw.codes(m, k),
+        draw.scale(m, 1) if tokens else draw.scale(1),
+        packed,
+        grid,
+        draw.scale(n, absmax=1.0),
+    )
+
+
+PROGRESSIVE_TILES = [
+    (1, 9, 256, 32, Tile(0, 4)),
+    (3, 21, 384, 16, Tile(0, 8, stages=2)),  # K of three blocks of 16, padded to four
+    (2, 9, 768, 64, Tile(0, 2, stages=3)),
+    (4, 5, 256, 128, Tile(0, 4)),
+    (5, 40, 768, 128, Tile(16, 32)),
+    (5, 40, 1280, 32, Tile(16, 32, split_k=2)),  # five blocks in parts of three and two
+    (17, 33, 384, 16, Tile(16, 32, split_k=2)),
+    (5, 40, 256, 32, Tile(16, 16, split_k=3)),  # two parts have nothing to do
+    (150, 20, 128, 16, Tile(16, 16)),  # more tiles along M than a group has
+    (1, 1, 128, 16, Tile(16, 16)),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "size", "tile"), PROGRESSIVE_TILES)
+def test_progressive_tiles(m: int, n: int, k: int, size: int, tile: Tile) -> None:
+    draw = Draw(m + n + k)
+    x, x_scale, packed, grid, scale = progressive_args(draw, m, n, k, size, tokens=m % 2 == 1)
+    bias, scale_out = draw.normal(n), draw.scale(n, absmax=4.0 * k**0.5)
+    arranged = progressive.arrange(packed, grid)
+    for after in ((None, None), (bias, scale_out), (None, scale_out[:1])):
+        out = Guarded(m, n, dtype=torch.float32 if after[1] is None else torch.int8)
+        progressive.linear_int4_progressive(x, x_scale, *arranged, scale, *after, out=out.tensor, tile=tile)
+        assert_same(out.read(), int4_progressive_linear(x, x_scale, packed, grid, scale, *after))
+
+
+@pytest.mark.parametrize(("n", "k", "size"), [(5, 256, 32), (9, 384, 16), (3, 1280, 128)])
+def test_progressive_weights_are_expanded_to_int8(n: int, k: int, size: int) -> None:
+    _, _, packed, grid, _ = progressive_args(Draw(n), 1, n, k, size)
+    out = Guarded(n, k, dtype=torch.int8)
+    progressive.expand_into(*progressive.arrange(packed, grid), out.tensor)
+    assert_same(out.read(), expand(packed, grid))
+
+
+def test_extreme_progressive_sums_are_exact() -> None:
+    """Every product at the limit of the widest K that the kernel for few tokens takes."""
+    k = 8192
+    for zero_point, code, multiplier in ((0, -8, 15), (-1, 7, 15), (-8, 7, 8), (7, -8, 8)):
+        grid = join_grid(
+            torch.full((2, k // 32), multiplier, dtype=torch.uint8),
+            torch.full((2, k // 32), zero_point, dtype=torch.int8),
+        )
+        packed = pack_int4(torch.full((2, k), code, dtype=torch.int8))
+        args = (torch.full((1, k), -127, dtype=torch.int8), torch.ones(1), packed, grid, torch.ones(2))
+        out = Guarded(1, 2)
+        arranged = progressive.arrange(packed, grid)
+        progressive.linear_int4_progressive(
+            *args[:2], *arranged, args[4], None, None, out=out.tensor, tile=Tile(0, 2)
+        )
+        assert_same(out.read(), int4_progressive_linear(*args, None, None))
+
+
+@pytest.mark.parametrize("m", [3, 140])
+def test_progressive_results_are_added_to_a_residual(m: int) -> None:
+    """By tiles, and for a prompt through the expanded weight."""
+    draw = Draw(5)
+    x, x_scale, packed, grid, scale = progressive_args(draw, m, 20, 256, 32)
+    assert bool(progressive.scratch_bytes(m, 20, 256)) == (m > 128)
+    before = draw.normal(m, 20)
+    residual = Guarded(m, 20, fill=before)
+    arranged = progressive.arrange(packed, grid)
+    progressive.linear_int4_progressive(x, x_scale, *arranged, scale, None, None, residual=residual.tensor)
+    assert_same(
+        residual.read(), int4_progressive_linear(x, x_scale, packed, grid, scale, None, None) + before
+    )
+
+
+def test_what_progressive_kernels_cannot_take() -> None:
+    assert progressive.unsupported(2560, 80) is None and progressive.unsupported(128, 8) is None
+    for k, groups in ((192, 6), (2560, 320)):
+        assert "K must be divisible by 128" in str(progressive.unsupported(k, groups))
+
+
 # What kernels share
 
 
@@ -379,7 +481,7 @@ def test_buckets_and_names() -> None:
 def test_candidates_agree(op: str, m: int) -> None:
     """Tiles of one product give the same bits, since any of them may end in the table."""
     product = linear_tuning.Product(op, m, 40, 256)
-    tiles = {tile for tile in linear_tuning.candidates(product) if tile.block_m <= 16}
+    tiles = {tile for tile in linear_tuning.candidates(product) if tile.block_m <= 32}
     setup = linear_tuning.Setup(product, torch.device("cpu"), copies=1)
     results = []
     for tile in sorted(tiles, key=str)[::4]:

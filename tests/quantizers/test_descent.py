@@ -11,13 +11,16 @@ from torch import Tensor
 
 from ssmquant.errors import InputError, SsmquantError
 from ssmquant.formats import Codes, restored
-from ssmquant.numerics import code_limit
+from ssmquant.formats.int4_progressive import largest_multiplier
 from ssmquant.quantizers import QUANTIZERS, clip, descent, gptq, round_to_nearest
-from ssmquant.quantizers.gptq import column_steps, spread_errors
+from ssmquant.quantizers.gptq import spread_errors
+from ssmquant.quantizers.grid import Grid, a_column
 from ssmquant.scheme import Granularity, TensorScheme
 
 SIZE = 8
 GROUPS = TensorScheme(bits=4, granularity=Granularity.PER_GROUP, group_size=SIZE)
+PROGRESSIVE = GROUPS.model_copy(update={"symmetric": False, "scale_dtype": "uint8"})
+OFFSET = GROUPS.model_copy(update={"symmetric": False})
 WIDE = TensorScheme(bits=8, granularity=Granularity.PER_CHANNEL)
 
 
@@ -38,65 +41,78 @@ def output_error(weight: Tensor, found: Codes, scheme: TensorScheme, tokens: Ten
 
 
 def spread(weight: Tensor, x: Tensor, near: Codes, scheme: TensorScheme) -> Codes:
-    columns = weight.shape[1]
-    steps = column_steps(near.scale, columns)
-    return Codes(spread_errors(weight, moment(x), steps, [scheme.bits] * columns), near.scale)
+    return near.at(spread_errors(weight, moment(x), Grid.of(near, scheme.bits, weight.shape[1])))
 
 
 def naive(weight: Tensor, x: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return codes and scales (a scale a weight): every code and scale by trial on the tokens themselves."""
+    """Return integers and steps (a step a weight): every one of them by trial on the tokens themselves."""
     tokens, size, columns = damped(x), scheme.group_size or weight.shape[1], weight.shape[1]
     order = moment(x).diagonal().argsort(descending=True).tolist()
-    every = torch.arange(-code_limit(scheme.bits), code_limit(scheme.bits) + 1, dtype=torch.float64)
 
-    def error(codes: Tensor, scale: Tensor, row: Tensor) -> Tensor:
-        return ((codes * scale - row) @ tokens.T).square().sum(dim=-1)
+    def error(integers: Tensor, step: Tensor, row: Tensor) -> Tensor:
+        return ((integers * step - row) @ tokens.T).square().sum(dim=-1)
 
     near = [clip(weight.double(), moment(x), scheme), round_to_nearest(weight.double(), scheme)]
     starts = near + [spread(weight.double(), x, n, scheme) for n in near]
-    scales = [s.scale.double().view(len(weight), -1).repeat_interleave(size, dim=1) for s in starts]
-    rows = []
+    steps = [a_column(s.steps.double().view(len(weight), -1), columns) for s in starts]
+    rows, begun = [], []
     for place, row in enumerate(weight.double()):
-        begun = [
-            (start.codes[place].double(), scale[place]) for start, scale in zip(starts, scales, strict=True)
-        ]
-        rows.append(min(begun, key=lambda pair, row=row: float(error(*pair, row))))
+        tried = [(s.integers[place].double(), step[place]) for s, step in zip(starts, steps, strict=True)]
+        best = min(
+            range(len(tried)), key=lambda start, tried=tried, row=row: float(error(*tried[start], row))
+        )
+        rows.append(tried[best])
+        begun.append(starts[best])
+    units = [start.scale.double()[place] for place, start in enumerate(begun)]
     before = sum(float(error(*pair, row)) for pair, row in zip(rows, weight.double(), strict=True))
     for _ in range(4):
         for place, row in enumerate(weight.double()):
-            codes, scale = (t.clone() for t in rows[place])
+            integers, step = (t.clone() for t in rows[place])
+            grid = Grid.of(begun[place], scheme.bits, columns)
             for j in order:
-                tried = codes.repeat(len(every), 1)
+                lowest, highest = (int(part.expand(len(weight), -1)[place, j]) for part in grid[1:])
+                every = torch.arange(lowest, highest + 1, dtype=torch.float64)
+                tried = integers.repeat(len(every), 1)
                 tried[:, j] = every
-                codes = tried[error(tried, scale, row).argmin()]
+                integers = tried[error(tried, step, row).argmin()]
             for first in range(0, columns, size):
                 inside = torch.arange(columns).div(size, rounding_mode="floor") == first // size
-                rest = tokens @ (row - torch.where(inside, 0.0, codes * scale))
-                along = tokens @ torch.where(inside, codes, 0.0)
-                scale[inside] = (along @ rest / (along @ along)).float().double()
-            rows[place] = codes, scale
+                if scheme.scale_dtype == "uint8":
+                    zero_point = begun[place].zero_point[place, first // size]
+                    multiples = units[place] * torch.arange(1, int(largest_multiplier(zero_point)) + 1)
+                    tried = torch.where(inside, multiples[:, None], step)
+                    step = tried[error(integers.expand(len(tried), -1), tried, row).argmin()]
+                else:
+                    rest = tokens @ (row - torch.where(inside, 0.0, integers * step))
+                    along = tokens @ torch.where(inside, integers, 0.0)
+                    step[inside] = (along @ rest / (along @ along)).float().double()
+            if scheme.scale_dtype == "uint8":
+                whole = tokens @ (integers * step)
+                unit = (units[place] * (whole @ (tokens @ row)) / (whole @ whole)).float().double()
+                step, units[place] = (step / units[place]).round() * unit, unit
+            rows[place] = integers, step
         after = sum(float(error(*pair, row)) for pair, row in zip(rows, weight.double(), strict=True))
         if after >= 0.99 * before:
             break
         before = after
-    return torch.stack([codes for codes, _ in rows]), torch.stack([scale for _, scale in rows])
+    return torch.stack([integers for integers, _ in rows]), torch.stack([step for _, step in rows])
 
 
-@pytest.mark.parametrize("scheme", [GROUPS, WIDE], ids=["groups", "rows"])
+@pytest.mark.parametrize("scheme", [GROUPS, OFFSET, PROGRESSIVE, WIDE], ids=TensorScheme.short)
 def test_codes_and_scales_are_those_of_trial(scheme: TensorScheme) -> None:
     weight, x = heavy(3, 2 * SIZE), inputs(60, 2 * SIZE)
     found = descent(weight, moment(x), scheme)
-    codes, scale = naive(weight, x, scheme)
-    assert torch.equal(found.codes.double(), codes)
-    steps = found.scale.view(3, -1).repeat_interleave(2 * SIZE // found.scale.view(3, -1).shape[1], dim=1)
-    assert torch.allclose(steps.double(), scale, rtol=1e-6)  # both in float32, a rounding apart
+    integers, step = naive(weight, x, scheme)
+    assert torch.equal(found.integers.double(), integers)
+    steps = a_column(found.steps, 2 * SIZE)
+    assert torch.allclose(steps.double(), step, rtol=1e-6)  # both in float32, a rounding apart
 
 
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**16),
     tokens=st.sampled_from([3, 40, 200]),
-    scheme=st.sampled_from([GROUPS, WIDE]),
+    scheme=st.sampled_from([GROUPS, OFFSET, PROGRESSIVE, WIDE]),
     start=st.sampled_from(["rtn", "clip", "gptq"]),
 )
 def test_no_row_gets_worse(seed: int, tokens: int, scheme: TensorScheme, start: str) -> None:
@@ -106,7 +122,7 @@ def test_no_row_gets_worse(seed: int, tokens: int, scheme: TensorScheme, start: 
     assert bool((after <= before * (1 + 1e-6)).all())
 
 
-@pytest.mark.parametrize(("scheme", "share"), [(GROUPS, 0.9), (WIDE, 0.95)])
+@pytest.mark.parametrize(("scheme", "share"), [(GROUPS, 0.9), (PROGRESSIVE, 0.9), (WIDE, 0.95)])
 def test_outputs_are_nearer_than_gptqs(scheme: TensorScheme, share: float) -> None:
     weight, x = heavy(64, 8 * SIZE), inputs(300, 8 * SIZE)
     ours = output_error(weight, descent(weight, moment(x), scheme), scheme, x.double()).sum()
@@ -148,7 +164,6 @@ def test_what_it_cannot_do_is_refused() -> None:
     for name in ("descent", "descent-sequential"):
         refuses = QUANTIZERS[name].refuses
         assert refuses(GROUPS) is None and refuses(WIDE) is None
-        assert "row or group" in (refuses(GROUPS.model_copy(update={"symmetric": False})) or "")
         assert "row or group" in (refuses(TensorScheme(bits=8)) or "")
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ssmquant.errors import InputError, SsmquantError
 from ssmquant.formats import Codes
 from ssmquant.quantizers import gptq, round_to_nearest
-from ssmquant.quantizers.gptq import column_steps, spread_errors
-from ssmquant.quantizers.round_to_nearest import weight_scale
+from ssmquant.quantizers.gptq import spread_errors
+from ssmquant.quantizers.grid import Grid, a_column
 from ssmquant.scheme import Granularity, TensorScheme
 
 from . import naive
@@ -25,6 +25,7 @@ SCHEMES = {
     scheme.short(): scheme
     for scheme in (
         TensorScheme(bits=4, granularity=Granularity.PER_GROUP, group_size=32),
+        TensorScheme(bits=4, granularity=Granularity.PER_GROUP, group_size=32, symmetric=False),
         TensorScheme(bits=8, granularity=Granularity.PER_CHANNEL),
         TensorScheme(bits=3, granularity=Granularity.PER_TENSOR),
     )
@@ -53,16 +54,15 @@ def moment(x: Tensor) -> Tensor:
     return x.double().T @ x.double()
 
 
-def steps(w: Tensor, scheme: TensorScheme) -> Tensor:
-    """Return the scale of every weight, ``[ROWS, COLUMNS]``."""
-    scale = weight_scale(w, scheme)
-    grouped = scale if scale.dim() == 2 else scale[:, None]
-    return grouped.repeat_interleave(w.shape[1] // grouped.shape[1], dim=1).expand(w.shape)
+def grid(w: Tensor, scheme: TensorScheme) -> Grid:
+    """Return what every weight may be, each part ``[ROWS, COLUMNS]``."""
+    parts = Grid.of(round_to_nearest(w, scheme), scheme.bits, w.shape[1])
+    return Grid(*(part.expand(w.shape) for part in parts))
 
 
 def output_error(w: Tensor, found: Codes, scheme: TensorScheme, x: Tensor) -> float:
     """Return ``||(Q - W) x||^2``."""
-    difference = found.codes.double() * steps(w, scheme).double() - w.double()
+    difference = found.integers.double() * grid(w, scheme).step.double() - w.double()
     return float((difference @ x.double().T).square().sum())
 
 
@@ -76,21 +76,23 @@ def test_codes_are_those_of_algorithm_1(scheme: TensorScheme, act_order: bool, b
     w, h = weight(), moment(inputs())
     found = gptq(w, h, scheme, block=block, act_order=act_order)
     order = np.argsort(-np.diag(h.numpy()), kind="stable") if act_order else np.arange(COLUMNS)
-    arguments = w.numpy()[:, order], h.numpy()[order][:, order], steps(w, scheme).numpy()[:, order]
-    expected = naive.algorithm_1(*arguments, bits=scheme.bits, B=block, damping=0.01)
+    parts = [part.numpy()[:, order] for part in grid(w, scheme)]
+    expected = naive.algorithm_1(
+        w.numpy()[:, order], h.numpy()[order][:, order], *parts, B=block, damping=0.01
+    )
     assert found.codes.dtype == torch.int8
-    assert torch.equal(found.codes[:, torch.from_numpy(order)], torch.from_numpy(expected))
-    assert torch.equal(found.scale, weight_scale(w, scheme))
+    assert torch.equal(found.integers[:, torch.from_numpy(order)], torch.from_numpy(expected))
+    assert torch.equal(found.steps, round_to_nearest(w, scheme).steps)
 
 
 @EVERY
 def test_codes_are_those_of_the_definition(scheme: TensorScheme) -> None:
     w, h = weight(), moment(inputs())
     expected = naive.definition(
-        w.numpy(), h.numpy(), steps(w, scheme).numpy(), bits=scheme.bits, damping=0.05
+        w.numpy(), h.numpy(), *(part.numpy() for part in grid(w, scheme)), damping=0.05
     )
     found = gptq(w, h, scheme, damping=0.05, act_order=False)
-    assert torch.equal(found.codes, torch.from_numpy(expected))
+    assert torch.equal(found.integers, torch.from_numpy(expected))
 
 
 @EVERY
@@ -104,23 +106,22 @@ def test_blocks_change_nothing(scheme: TensorScheme, act_order: bool) -> None:
 
 def test_columns_may_differ_in_width() -> None:
     w, h = weight(), moment(inputs())
-    bits = [4] * 64 + [8] * 32
-    scale = torch.cat([steps(w[:, :64], INT4), steps(w[:, 64:], SCHEMES["int8 per-channel"])], dim=1)
-    codes = spread_errors(w, h, scale, bits, act_order=True)
+    narrow, wide = grid(w[:, :64], INT4), grid(w[:, 64:], SCHEMES["int8 per-channel"])
+    both = Grid(*(torch.cat(parts, dim=1) for parts in zip(narrow, wide, strict=True)))
+    codes = spread_errors(w, h, both, act_order=True)
     assert codes[:, :64].abs().max() == 7
     assert codes[:, 64:].abs().max() == 127
     order = h.diagonal().argsort(descending=True)
-    permuted = spread_errors(
-        w[:, order], h[order][:, order], scale[:, order], [bits[i] for i in order.tolist()], act_order=False
-    )
+    ordered = Grid(*(part[:, order] for part in both))
+    permuted = spread_errors(w[:, order], h[order][:, order], ordered, act_order=False)
     assert torch.equal(codes[:, order], permuted)
 
 
 def test_steps_belong_to_columns() -> None:
     groups = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert column_steps(groups, 4).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
-    assert column_steps(torch.tensor([1.0, 2.0]), 3).tolist() == [[1, 1, 1], [2, 2, 2]]
-    assert column_steps(torch.tensor([5.0]), 2).tolist() == [[5, 5]]
+    assert a_column(groups, 4).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
+    assert a_column(torch.tensor([1.0, 2.0]), 3).tolist() == [[1, 1, 1], [2, 2, 2]]
+    assert a_column(torch.tensor([5.0]), 2).tolist() == [[5, 5]]
 
 
 # What it is good for

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tests.tiny_models import PARITY, quantised, random_ids
 
+import ssmquant
+from ssmquant.data import evaluation_documents, windows
 from ssmquant.errors import CheckpointError, InputError
+from ssmquant.eval import evaluate
+from ssmquant.eval.statistics import mean_interval
+from ssmquant.ops.registry import use_backend
 from ssmquant.runtime.engine import Engine
 from ssmquant.runtime.sampling import Sampling, draw
 from ssmquant.tolerance import error_ratio
@@ -23,6 +29,7 @@ MODELS = [
     ("mamba2-two-groups", "quamba2-w8a8+ssm_state=float32"),
     ("mamba2-no-conv-bias", "w8a8-naive"),
     ("mamba2-wide", "quamba2-w4a8"),
+    ("mamba2-wide", "ssmquant-w4a8+quantizer=rtn"),
     ("mamba2-untied-biased", "quamba2-w8a8"),
 ]
 
@@ -89,3 +96,28 @@ def test_a_seed_draws_the_same_there() -> None:
         for device in ("cpu", "cuda", "cuda")
     ]
     assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.parametrize("recipe", ["ssmquant-w8a8", "ssmquant-w4a8+quantizer=rtn"])
+def test_a_trained_model_is_as_far_from_the_float_model_as_on_the_cpu(
+    embedded_model: Path, recipe: str, record_property: Callable[[str, object], None]
+) -> None:
+    """The mean divergence over documents lies within its interval on the CPU."""
+    original = ssmquant.load(embedded_model)
+    model = ssmquant.quantize(original, recipe, samples=4, seqlen=128, cache=False)
+    assert original.tokenizer is not None
+    domains = {
+        d.name: windows(d.texts, original.tokenizer, seqlen=160, samples=8, source=d.name)
+        for d in evaluation_documents(None)
+    }
+    with use_backend("reference"):
+        on_cpu = evaluate(original, [model], domains)
+    for one in (original, model):
+        one.to("cuda")
+    assert not model.engine().reason
+    on_gpu = evaluate(original, [model], {name: ids.cuda() for name, ids in domains.items()})
+    for name, scores in on_cpu.models[0].domains.items():
+        expected, found = scores.divergence, on_gpu.models[0].domains[name].divergence
+        assert expected is not None and found is not None
+        record_property(name, f"KL {mean_interval(expected.kl)} on the CPU, {found.kl.mean():.6f} on the GPU")
+        assert mean_interval(expected.kl).contains(float(found.kl.mean()))

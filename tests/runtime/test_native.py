@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -19,8 +20,11 @@ import ssmquant
 from ssmquant.data import evaluation_documents, windows
 from ssmquant.errors import InputError
 from ssmquant.eval.evaluate import evaluate
+from ssmquant.modules.weights import Linear
+from ssmquant.ops.int4_progressive_linear.reference import expand
 from ssmquant.ops.registry import use_backend
 from ssmquant.runtime.engine import Engine
+from ssmquant.scheme import Granularity, TensorScheme
 from ssmquant.tolerance import error_ratio
 
 native = pytest.importorskip("ssmquant._native", reason="the compiled extension is not built")
@@ -85,6 +89,30 @@ def test_the_engine_computes_the_codes_of_the_reference(name: str, recipe: str) 
     assert_same_codes(engine.logits(ids), expected, rounding)
     assert_same_codes(decoded(engine, ids, READ), expected[:, READ - 1 :], rounding)
     assert_same_codes(decoded(engine, ids[:, :5], 1), expected[:, :5], rounding)
+
+
+@pytest.mark.parametrize("name", ["mamba-wide", "mamba2-wide"])
+def test_int4_weights_with_integer_steps_are_int8_ones_in_fewer_bytes(name: str) -> None:
+    shell, ids = quantised(name, "ssmquant-w4a8+quantizer=rtn").shell, random_ids(SEQUENCES, READ)
+    int8 = copy.deepcopy(shell)
+    for block in int8.blocks:
+        for stage in ("in_proj", "out_proj"):
+            setattr(block.mixer, stage, expanded(getattr(block.mixer, stage)))
+    engine, other = NativeEngine(shell, threads=2), NativeEngine(int8, threads=2)
+    assert engine.weight_bytes < other.weight_bytes
+    assert torch.equal(engine.logits(ids), other.logits(ids))
+    assert torch.equal(decoded(engine, ids[:2, :5], 1), decoded(other, ids[:2, :5], 1))
+    assert torch.equal(decoded(engine, ids[:, :5], 3), decoded(other, ids[:, :5], 3))
+
+
+def expanded(linear: Linear) -> Linear:
+    rows, columns = linear.shape
+    scheme = TensorScheme(bits=8, granularity=Granularity.PER_CHANNEL)
+    int8 = Linear(columns, rows, bias=linear.bias is not None, scheme=scheme)
+    int8.codes.copy_(expand(linear.packed, linear.grid))
+    int8.scale.copy_(linear.scale)
+    int8.bias = linear.bias
+    return int8
 
 
 def test_another_models_logits_would_not_pass() -> None:

@@ -12,6 +12,7 @@ from ssmquant.formats.base import Codes, Format, StoredTensor
 from ssmquant.formats.dense import Dense
 from ssmquant.formats.int4 import Int4
 from ssmquant.formats.int4_asymmetric import Int4Asymmetric
+from ssmquant.formats.int4_progressive import Int4Progressive
 from ssmquant.formats.int8 import Int8
 from ssmquant.formats.int8_outliers import Int8Outliers
 from ssmquant.formats.lut import Lut
@@ -26,6 +27,7 @@ _FORMATS: tuple[Format, ...] = (
     Int8Outliers(),
     Int4(),
     Int4Asymmetric(),
+    Int4Progressive(),
     MixedInt4Int8(),
     Lut(),
 )
@@ -42,7 +44,7 @@ def format_for(scheme: TensorScheme) -> Format:
             return candidate.of(scheme)
     raise RecipeError(
         f"no weight format for scheme {scheme.short()!r}; have float32, float16, int8 per-tensor or per-channel, "
-        "int8 per-channel with an outlier_threshold, int4 per-group (asymmetric or not), "
+        "int8 per-channel with an outlier_threshold, int4 per-group (plain, asymmetric, or with scale_dtype uint8), "
         "int4 per-group with int8 outliers (mixed), lut per-channel of 3 or 4 bits"
     )
 

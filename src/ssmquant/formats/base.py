@@ -62,8 +62,9 @@ class Codes(NamedTuple):
             float16 ``[out, 2**bits]``.
         order: int32 ``[in]``, where outlier channels are kept apart: the input channel of each column, theirs last.
         outliers: int8 ``[out, outliers]`` with a scale a row; ``codes`` are then ``[out, in - outliers]``.
-        zero_point: int8, shaped like the scale; None for a symmetric scheme.
+        zero_point: int8, one a scale or group; None for a symmetric scheme.
         sparse: of a lut scheme with a sparse part.
+        multiplier: uint8 ``[out, groups]``, where the step of a group is this times the row's ``scale [out]``.
     """
 
     codes: Tensor
@@ -72,6 +73,26 @@ class Codes(NamedTuple):
     outliers: Codes | None = None
     zero_point: Tensor | None = None
     sparse: Sparse | None = None
+    multiplier: Tensor | None = None
+
+    @property
+    def steps(self) -> Tensor:
+        """The distance of neighbouring codes, float32: ``[1]``, ``[out]`` or ``[out, groups]``."""
+        return self.scale if self.multiplier is None else self.scale[:, None] * self.multiplier
+
+    @property
+    def integers(self) -> Tensor:
+        """The codes without their zero points, int8 ``[out, in]``: a weight is one of them times its step."""
+        return self.codes if self.zero_point is None else self.codes - self._zero_points
+
+    def at(self, integers: Tensor) -> Codes:
+        """Return the codes with these integers, int8 ``[out, in]``, and the same steps and zero points."""
+        return self._replace(codes=integers if self.zero_point is None else integers + self._zero_points)
+
+    @property
+    def _zero_points(self) -> Tensor:
+        assert self.zero_point is not None
+        return self.zero_point.repeat_interleave(self.codes.shape[1] // self.zero_point.shape[1], dim=1)
 
 
 class Format(ABC):

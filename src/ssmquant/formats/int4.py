@@ -23,7 +23,7 @@ class Int4(Format):
     name = "int4"
 
     def supports(self, scheme: TensorScheme) -> bool:
-        """Return whether the scheme is a symmetric int4 one with a scale a group."""
+        """Return whether the scheme is a symmetric int4 one with a float32 scale a group."""
         grouped = scheme.granularity is Granularity.PER_GROUP
         return scheme.kind == "int" and scheme.bits == 4 and scheme.symmetric and grouped and not scheme.mixed
 

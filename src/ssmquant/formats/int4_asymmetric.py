@@ -33,7 +33,7 @@ class Int4Asymmetric(Format):
 
     def supports(self, scheme: TensorScheme) -> bool:
         """Return whether the scheme is an int4 one with a scale and a zero point a group."""
-        grouped = scheme.granularity is Granularity.PER_GROUP
+        grouped = scheme.granularity is Granularity.PER_GROUP and scheme.scale_dtype == "float32"
         return scheme.kind == "int" and scheme.bits == 4 and not scheme.symmetric and grouped
 
     def tensors(self, shape: tuple[int, int], scheme: TensorScheme) -> dict[str, StoredTensor]:

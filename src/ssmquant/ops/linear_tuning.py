@@ -9,7 +9,7 @@ any cache, one after the other. For a device that the package's table does not k
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,13 +19,64 @@ import torch
 from torch import Tensor
 
 from ssmquant.ops.int4_linear import triton as int4
+from ssmquant.ops.int4_linear.reference import int4_linear
+from ssmquant.ops.int4_progressive_linear import triton as progressive
+from ssmquant.ops.int4_progressive_linear.reference import int4_progressive_linear, join_grid
 from ssmquant.ops.int8_linear import triton as int8
+from ssmquant.ops.int8_linear.reference import int8_linear
 from ssmquant.ops.tuning import Tile, bucket, record
 
-__all__ = ["OPS", "Product", "Setup", "candidates", "fastest", "measure", "tune"]
+__all__ = [
+    "KINDS",
+    "OPS",
+    "Kind",
+    "Product",
+    "Setup",
+    "candidates",
+    "fastest",
+    "measure",
+    "random_weight",
+    "tune",
+]
 
-OPS = ("int8_linear", "int4_linear", "norm_int8_linear", "norm_int4_linear")
-GROUP_SIZE = 128
+
+@dataclass(frozen=True)
+class Kind:
+    """A linear op.
+
+    Attributes:
+        linear: the kernels.
+        norm_linear: the kernels with a norm in front, if there are any.
+        reference: the op's.
+        arrange: from the checkpoint's tensors to what the kernels take.
+        group_size: codes that share a scale or grid, 0 if a row has one.
+        weight_bits: bits a weight, scales of groups included.
+    """
+
+    linear: Callable[..., None]
+    norm_linear: Callable[..., None] | None
+    reference: Callable[..., Tensor]
+    arrange: Callable[..., tuple[Tensor, ...]]
+    group_size: int
+    weight_bits: float
+
+
+def _as_is(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return codes, scale
+
+
+def _arrange_progressive(packed: Tensor, grid: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return *progressive.arrange(packed, grid), scale
+
+
+KINDS = {
+    "int8_linear": Kind(int8.linear_int8, int8.norm_linear_int8, int8_linear, _as_is, 0, 8.0),
+    "int4_linear": Kind(int4.linear_int4, int4.norm_linear_int4, int4_linear, int4.arrange, 128, 4.25),
+    "int4_progressive_linear": Kind(
+        progressive.linear_int4_progressive, None, int4_progressive_linear, _arrange_progressive, 32, 4.25
+    ),
+}  # fmt: skip
+OPS = (*KINDS, *(f"norm_{name}" for name, kind in KINDS.items() if kind.norm_linear))
 _COLD_BYTES = 256 << 20  # of different weights in one measurement: more than L2 caches hold
 _SEED = 0
 
@@ -40,9 +91,9 @@ class Product:
     k: int
 
     @property
-    def int4(self) -> bool:
-        """Whether the weight's codes have four bits."""
-        return "int4" in self.op
+    def kind(self) -> Kind:
+        """What is computed, after a norm or not."""
+        return KINDS[self.op.removeprefix("norm_")]
 
     @property
     def norm(self) -> bool:
@@ -51,87 +102,138 @@ class Product:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the codes of one weight."""
-        return self.n * self.k // (2 if self.int4 else 1)
+        """Bytes of one weight, scales of groups included."""
+        return int(self.n * self.k * self.kind.weight_bits / 8)
+
+    @property
+    def taken(self) -> bool:
+        """Whether the op takes so many tokens."""
+        return not self.norm or self.m <= int8.MAX_NORM_TOKENS
 
 
 def candidates(product: Product) -> list[Tile]:
-    """Return the tiles that are worth measuring for a product; none if its op does not take so many tokens."""
-    m = product.m
-    if product.norm:
-        if m > int8.MAX_NORM_TOKENS:
-            return []
-        if product.int4:
-            return [
-                Tile(0, n, 0, 1, w, s) for n, w, s in ((32, 4, 20), (32, 4, 12), (64, 8, 20), (64, 4, 10))
-            ]
-        return [
-            Tile(0, n, 0, 1, w, s)
-            for n, w, s in (
-                (4, 4, 4),
-                (4, 4, 8),
-                (8, 8, 2),
-                (8, 8, 4),
-                (8, 4, 4),
-                (16, 8, 2),
-                (4, 8, 8),
-                (8, 8, 8),
-            )
-        ]
-    found: list[Tile] = []
-    if m <= int8.MAX_NORM_TOKENS:
-        if product.int4:
-            cuts = (
-                (32, 4, 20),
-                (8, 1, 20),
-                (32, 4, 12),
-                (8, 1, 40),
-                (32, 4, 40),
-                (4, 1, 20),
-                (16, 4, 20),
-                (16, 2, 20),
-            )
-            found += [Tile(0, n, 0, 1, w, s) for n, w, s in cuts[: 8 if m == 1 else 3]]
-        else:
-            rows = ((4, 4, 1), (2, 4, 1), (4, 4, 2), (2, 2, 1), (4, 8, 1), (8, 4, 1), (2, 4, 4), (4, 4, 4))
-            found += [Tile(0, n, 0, 1, w, s) for n, w, s in rows[: 8 if m == 1 else 3]]
-    if m == 1:
+    """Return the tiles that are worth measuring for a product; none where there is no choice."""
+    if not product.taken:
+        return []
+    name = product.op.removeprefix("norm_")
+    few = _FEW_AFTER_NORM if product.norm else _FEW
+    found = []
+    if product.m <= int8.MAX_NORM_TOKENS:
+        cuts = few[name] if product.m == 1 or product.norm else few[name][:3]
+        found += [Tile(0, n, 0, 1, warps, stages) for n, warps, stages in cuts]
+    if product.norm or product.m == 1:
         return found
-    block_m = min(max(bucket(m), 16), 128)
-    if product.int4:
-        shapes = [(block_m, 64, 4, 4), (block_m, 64, 4, 6), (block_m, 128, 8, 4), (block_m, 128, 8, 6)]
-        if m >= 128:
-            shapes = [(128, 64, 4, 4), (128, 64, 4, 3), (128, 128, 8, 4), (64, 128, 8, 4), (64, 64, 4, 4)]
-        return found + [Tile(bm, n, GROUP_SIZE, 1, w, s) for bm, n, w, s in shapes]
+    return found + list(_MORE[name](product.m, product.n, product.k))
+
+
+#: (block_n, warps, stages) of a token or two.
+_FEW = {
+    "int8_linear": ((4, 4, 1), (2, 4, 1), (4, 4, 2), (2, 2, 1), (4, 8, 1), (8, 4, 1), (2, 4, 4), (4, 4, 4)),
+    "int4_linear": (
+        (32, 4, 20), (8, 1, 20), (32, 4, 12), (8, 1, 40), (32, 4, 40), (4, 1, 20), (16, 4, 20), (16, 2, 20)
+    ),
+    "int4_progressive_linear": (
+        (8, 4, 1), (4, 4, 1), (8, 8, 1), (4, 4, 2), (8, 4, 2), (8, 8, 2), (2, 2, 1), (4, 2, 1), (16, 8, 1)
+    ),
+}  # fmt: skip
+_FEW_AFTER_NORM = {
+    "int8_linear": (
+        (4, 4, 4), (4, 4, 8), (8, 8, 2), (8, 8, 4), (8, 4, 4), (16, 8, 2), (4, 8, 8), (8, 8, 8)
+    ),
+    "int4_linear": ((32, 4, 20), (32, 4, 12), (64, 8, 20), (64, 4, 10)),
+}  # fmt: skip
+
+
+def _more_int8(m: int, n: int, k: int) -> Iterator[Tile]:
     if m <= 64:
-        for n, k, w, s, splits in (
+        for tile_n, tile_k, warps, stages, splits in (
             (32, 128, 4, 6, (1, 2)), (64, 128, 4, 6, (1, 2, 4)), (64, 256, 4, 3, (1, 2, 4)), (32, 256, 4, 4, (1, 2, 4)),
             (128, 128, 8, 5, (1, 4)),
         ):  # fmt: skip
-            found += [Tile(block_m, n, k, split, w, s) for split in splits]
+            for split in splits:
+                yield Tile(max(bucket(m), 16), tile_n, tile_k, split, warps, stages)
     elif m <= 512:
-        found += [Tile(64, 128, 128, split, 4, 4) for split in (1, 2)]
-        found += [Tile(128, 128, 128, split, 8, 4) for split in (1, 2)]
-        found += [Tile(128, 64, 128, split, 4, 4) for split in (1, 2)]
-        found += [Tile(64, 64, 128, 1, 4, 5), Tile(128, 128, 64, 1, 4, 4)]
+        for split in (1, 2):
+            yield Tile(64, 128, 128, split, 4, 4)
+            yield Tile(128, 128, 128, split, 8, 4)
+            yield Tile(128, 64, 128, split, 4, 4)
+        yield Tile(64, 64, 128, 1, 4, 5)
+        yield Tile(128, 128, 64, 1, 4, 4)
     else:
-        found += [
-            Tile(128, 128, 64, 1, 4, 4), Tile(128, 128, 128, 1, 8, 3), Tile(128, 256, 128, 1, 8, 3),
-            Tile(128, 256, 64, 1, 8, 4), Tile(256, 128, 128, 1, 8, 3), Tile(128, 64, 128, 1, 4, 4),
-            Tile(64, 256, 128, 1, 8, 3), Tile(128, 128, 64, 1, 4, 5),
-        ]  # fmt: skip
-    return found
+        yield Tile(128, 128, 64, 1, 4, 4)
+        yield Tile(128, 128, 128, 1, 8, 3)
+        yield Tile(128, 256, 128, 1, 8, 3)
+        yield Tile(128, 256, 64, 1, 8, 4)
+        yield Tile(256, 128, 128, 1, 8, 3)
+        yield Tile(128, 64, 128, 1, 4, 4)
+        yield Tile(64, 256, 128, 1, 8, 3)
+        yield Tile(128, 128, 64, 1, 4, 5)
+
+
+def _more_int4(m: int, n: int, k: int) -> Iterator[Tile]:
+    block_m = min(max(bucket(m), 16), 128)
+    shapes = [(block_m, 64, 4, 4), (block_m, 64, 4, 6), (block_m, 128, 8, 4), (block_m, 128, 8, 6)]
+    if m >= 128:
+        shapes = [(128, 64, 4, 4), (128, 64, 4, 3), (128, 128, 8, 4), (64, 128, 8, 4), (64, 64, 4, 4)]
+    for rows, tile_n, warps, stages in shapes:
+        yield Tile(rows, tile_n, 0, 1, warps, stages)
+
+
+def _more_progressive(m: int, n: int, k: int) -> Iterator[Tile]:
+    if progressive.scratch_bytes(m, n, k):
+        return
+    block_m = min(max(bucket(m), 32), 128)
+    shapes = [(block_m, 64, 4, stages) for stages in (2, 3, 4)] + [
+        (block_m, 128, 8, stages) for stages in (2, 3)
+    ]
+    if m > 64:
+        shapes += [(64, 64, 4, stages) for stages in (2, 3)]
+    for rows, tile_n, warps, stages in shapes:
+        tiles = -(-m // rows) * -(-n // tile_n)
+        for split in (1, 2, 4, 5, 8, 10):
+            # From most of an H200's 132 multiprocessors at work to several programs on each.
+            if split == 1 or (split <= k // 256 and 96 <= tiles * split <= 1100):
+                yield Tile(rows, tile_n, 0, split, warps, stages)
+
+
+_MORE = {"int8_linear": _more_int8, "int4_linear": _more_int4, "int4_progressive_linear": _more_progressive}
+
+
+def random_weight(kind: Kind, n: int, k: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return random tensors as a checkpoint has them for a weight ``[n, k]``.
+
+    Args:
+        kind: of the op.
+        n: rows.
+        k: columns.
+        generator: of the device where they are made.
+    """
+    random = partial(torch.randint, generator=generator, device=generator.device, dtype=torch.int8)
+    uniform = partial(torch.rand, generator=generator, device=generator.device)
+    if not kind.group_size:
+        return random(-127, 128, (n, k)), uniform(n) * 0.01
+    packed, groups = random(-128, 128, (n, k // 2)).view(torch.uint8), k // kind.group_size
+    if kind.reference is int4_linear:
+        return packed, uniform(n, groups) * 0.01
+    zero_point = random(-8, 8, (n, groups))
+    largest = 127 // torch.maximum(7 - zero_point, zero_point + 8)  # with it every code stays within int8
+    multiplier = (uniform(n, groups) * largest).to(torch.uint8).clamp(min=1)
+    return packed, join_grid(multiplier, zero_point), uniform(n) * 0.01
 
 
 class Setup:
     """Random operands of a product, and launches of it.
 
-    Results are int8 codes; with n < k, as in out_proj, they are added to a float16 residual of zeros.
+    Results are int8 codes; with n < k, as in out_proj, they are added to a float32 residual of zeros.
 
     Args:
         product: what to compute.
         device: where.
         copies: number of different weights; by default so many that no cache holds them.
+
+    Attributes:
+        weights: as the kernels take them.
+        stored: the last of them as a checkpoint has it.
     """
 
     def __init__(self, product: Product, device: torch.device, copies: int | None = None) -> None:
@@ -148,26 +250,21 @@ class Setup:
         self.hidden = (uniform(m, k) - 0.5).half()
         self.adds = n < k and not product.norm
         self.scale_out = None if self.adds else uniform(n) + 0.1
-        self.result = torch.empty(m, n, dtype=torch.float16 if self.adds else torch.int8, device=device)
+        self.result = torch.empty(m, n, dtype=torch.float32 if self.adds else torch.int8, device=device)
         self.result.zero_()
-        self.weights: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[tuple[Tensor, ...]] = []
         for _ in range(copies):
-            if product.int4:
-                codes = random(-128, 128, (n, k // 2)).view(torch.uint8)
-                self.weights.append((codes, uniform(k // GROUP_SIZE, n) * 0.01))
-            else:
-                self.weights.append((random(-127, 128, (n, k)), uniform(n) * 0.01))
+            self.stored = random_weight(product.kind, n, k, generator)
+            self.weights.append(product.kind.arrange(*self.stored))
 
     def launches(self, tile: Tile | None) -> list[Callable[[], None]]:
-        """Return one launch for each weight, all into the same result."""
+        """Return one launch for each weight, the last of them ``stored``, all into the same result."""
         into = {"residual": self.result} if self.adds else {"out": self.result}
-        normed = (self.hidden, self.gain, 1e-5, self.x_scale)
-        run: Callable[..., None] = {
-            "int8_linear": partial(int8.linear_int8, self.x, self.x_scale),
-            "int4_linear": partial(int4.linear_int4, self.x, self.x_scale),
-            "norm_int8_linear": partial(int8.norm_linear_int8, *normed),
-            "norm_int4_linear": partial(int4.norm_linear_int4, *normed),
-        }[self.product.op]
+        kind = self.product.kind
+        run: Callable[..., None] = partial(kind.linear, self.x, self.x_scale)
+        if self.product.norm:
+            assert kind.norm_linear is not None, "one of the OPS"
+            run = partial(kind.norm_linear, self.hidden, self.gain, 1e-5, self.x_scale)
         return [partial(run, *weight, None, self.scale_out, **into, tile=tile) for weight in self.weights]
 
 

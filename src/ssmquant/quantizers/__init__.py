@@ -24,23 +24,10 @@ __all__ = [
 ]
 
 
-def _refused_by_gptq(scheme: TensorScheme) -> str | None:
-    return (
-        None
-        if scheme.symmetric
-        else "gptq chooses codes without zero points; use clip or rtn, or symmetric codes"
-    )
-
-
-def _refused_by_clip(scheme: TensorScheme) -> str | None:
-    whole = scheme.granularity is Granularity.PER_TENSOR
-    return "clip chooses a range for each row; use rtn, or per-channel or per-group scales" if whole else None
-
-
-def _refused_by_descent(scheme: TensorScheme) -> str | None:
-    if scheme.symmetric and scheme.granularity is not Granularity.PER_TENSOR:
+def _refused_whole(scheme: TensorScheme) -> str | None:
+    if scheme.granularity is not Granularity.PER_TENSOR:
         return None
-    return "descent chooses symmetric codes with a scale a row or group; use rtn or clip, or another scheme"
+    return "it chooses a range for each row or group; use rtn, or per-channel or per-group scales"
 
 
 QUANTIZERS = {
@@ -51,32 +38,30 @@ QUANTIZERS = {
             "gptq",
             lambda weight, scheme, hessian: gptq(weight, hessian, scheme),
             needs="hessian",
-            refuses=_refused_by_gptq,
         ),
         Quantizer(
             "gptq-sequential",
             lambda weight, scheme, hessian: gptq(weight, hessian, scheme),
             needs="hessian",
-            refuses=_refused_by_gptq,
             sequential=True,
         ),
         Quantizer(
             "clip",
             lambda weight, scheme, hessian: clip(weight, hessian, scheme),
             needs="hessian",
-            refuses=_refused_by_clip,
+            refuses=_refused_whole,
         ),
         Quantizer(
             "descent",
             lambda weight, scheme, hessian: descent(weight, hessian, scheme),
             needs="hessian",
-            refuses=_refused_by_descent,
+            refuses=_refused_whole,
         ),
         Quantizer(
             "descent-sequential",
             lambda weight, scheme, hessian: descent(weight, hessian, scheme),
             needs="hessian",
-            refuses=_refused_by_descent,
+            refuses=_refused_whole,
             sequential=True,
         ),
         Quantizer(

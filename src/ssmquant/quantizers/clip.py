@@ -48,15 +48,16 @@ def clip(weight: Tensor, hessian: Tensor, scheme: TensorScheme) -> Codes:
     blocks = hessian.to(weight.dtype).unflatten(0, (-1, size)).unflatten(2, (-1, size))
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [groups, size, size]
     largest = grouped.abs().amax(dim=2, keepdim=True)
+    apart = scheme.model_copy(update={"scale_dtype": "float32"})  # so that groups can be tried apart
 
-    def within(limit: Tensor) -> Codes:
+    def within(limit: Tensor, scheme: TensorScheme) -> Codes:
         return round_to_nearest(grouped.clamp(-limit, limit).flatten(1), scheme)
 
     best, least = largest, torch.full_like(largest[..., 0], torch.inf)
     for step in range(_TRIED):
         limit = largest * (1 - step / _STEPS)
-        difference = restored(within(limit), scheme).view_as(grouped) - grouped
+        difference = restored(within(limit, apart), apart).view_as(grouped) - grouped
         error = output_error(difference.transpose(0, 1), blocks).T
         best = torch.where((error < least)[..., None], limit, best)
         least = torch.minimum(error, least)
-    return within(best)
+    return within(best, scheme)

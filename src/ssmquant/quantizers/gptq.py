@@ -7,18 +7,17 @@ input: it needs no model, and Hessians add up over shards of the calibration tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ssmquant import numerics
 from ssmquant.errors import InputError, SsmquantError
 from ssmquant.formats import Codes
-from ssmquant.quantizers.round_to_nearest import weight_scale
+from ssmquant.quantizers.grid import Grid
+from ssmquant.quantizers.round_to_nearest import round_to_nearest
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["check_hessian", "column_steps", "gptq", "spread_errors", "with_unseen"]
+__all__ = ["check_hessian", "gptq", "spread_errors", "with_unseen"]
 
 _LOG = logging.getLogger(__name__)
 _DAMPING = 0.01  # section 3.3 of the paper
@@ -42,7 +41,7 @@ def gptq(
     Args:
         weight: float ``[N, K]``.
         hessian: ``sum x x^T`` over the inputs, ``[K, K]``; any positive factor of it gives the same codes.
-        scheme: a symmetric integer scheme: per-tensor, per-channel or per-group.
+        scheme: an integer scheme that `round_to_nearest` has codes for.
         block: see `spread_errors`.
         damping: see `spread_errors`.
         act_order: see `spread_errors`.
@@ -51,44 +50,26 @@ def gptq(
         InputError: the Hessian is not ``[K, K]``.
         SsmquantError: weight or Hessian is not finite, or the Hessian cannot be factorised with any damping.
     """
-    scale = weight_scale(weight, scheme)
-    columns = weight.shape[1]
-    codes = spread_errors(
-        weight,
-        hessian,
-        column_steps(scale, columns),
-        [scheme.bits] * columns,
-        block=block,
-        damping=damping,
-        act_order=act_order,
-    )
-    return Codes(codes, scale)
-
-
-def column_steps(scale: Tensor, columns: int) -> Tensor:
-    """Return the scale of every weight, ``[1 or N, columns]``, from one a tensor, a row, or a group of columns."""
-    if scale.dim() == 2:
-        return scale.repeat_interleave(columns // scale.shape[1], dim=1)
-    return scale[:, None].expand(-1, columns)
+    nearest = round_to_nearest(weight, scheme)
+    grid = Grid.of(nearest, scheme.bits, weight.shape[1])
+    return nearest.at(spread_errors(weight, hessian, grid, block=block, damping=damping, act_order=act_order))
 
 
 def spread_errors(
     weight: Tensor,
     hessian: Tensor,
-    steps: Tensor,
-    bits: Sequence[int],
+    grid: Grid,
     *,
     block: int = 128,
     damping: float = _DAMPING,
     act_order: bool = True,
 ) -> Tensor:
-    """Return the int8 codes ``[N, K]`` of algorithm 1, for scales that are given. Arithmetic is float64.
+    """Return the integers ``[N, K]`` of algorithm 1, int8, for steps that are given. Arithmetic is float64.
 
     Args:
         weight: float ``[N, K]``.
         hessian: ``sum x x^T`` over the inputs, ``[K, K]``.
-        steps: scale of every weight, float32 ``[1 or N, K]``.
-        bits: width of the codes of each column.
+        grid: what each weight may be.
         block: columns whose errors are spread at once; of no influence on the codes, up to ties.
         damping: share of the Hessian's mean diagonal (over inputs that were ever other than zero) that is added to the
             diagonal (percdamp); raised tenfold, with a warning in the log, while the Cholesky factorisation fails.
@@ -106,18 +87,20 @@ def spread_errors(
         order = h.diagonal().argsort(descending=True, stable=True)
     upper = _inverse_factor(h[order][:, order], mean, damping)
     # Columns of the weight as rows, so that each is contiguous.
-    w, steps = weight.double().T[order].contiguous(), steps.T[order]
+    w = weight.double().T[order].contiguous()
+    steps, lowest, highest = (part.T[order] for part in grid)
     codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         part, inner = w[start:stop], upper[start:stop, start:stop]
         errors = torch.empty_like(part)
-        for j, column in enumerate(order[start:stop].tolist()):
-            step = steps[start + j]
-            chosen = numerics.quantize(part[j], step, bits[column])
+        for j in range(stop - start):
+            column = start + j
+            step = steps[column]
+            chosen = (part[j].float() * (1.0 / step)).round().clamp(lowest[column], highest[column])
             errors[j] = (part[j] - chosen.double() * step.double()) / inner[j, j]
             part[j:] -= inner[j, j:, None] * errors[j]
-            codes[start + j] = chosen
+            codes[column] = chosen.to(torch.int8)
         w[stop:] -= upper[start:stop, stop:].T @ errors
     return codes[order.argsort()].T.contiguous()
 

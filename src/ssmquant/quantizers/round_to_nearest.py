@@ -8,6 +8,7 @@ from torch import Tensor
 from ssmquant import numerics
 from ssmquant.errors import RecipeError, SsmquantError
 from ssmquant.formats import Codes
+from ssmquant.quantizers.progressive import integer_steps
 from ssmquant.scheme import Granularity, TensorScheme
 
 __all__ = ["round_to_nearest", "weight_scale"]
@@ -60,6 +61,13 @@ def round_to_nearest(weight: Tensor, scheme: TensorScheme) -> Codes:
 
 def _with_zero_points(weight: Tensor, scheme: TensorScheme) -> Codes:
     grouped = weight.unflatten(1, (-1, scheme.group_size or weight.shape[1]))
-    scale, zero_point = numerics.scale_and_zero_point(grouped.amin(dim=2), grouped.amax(dim=2), scheme.bits)
-    codes = numerics.quantize_asymmetric(grouped, scale[..., None], zero_point[..., None], scheme.bits)
-    return Codes(codes.flatten(1), scale, zero_point=zero_point)
+    low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+    if scheme.scale_dtype == "uint8":
+        unit, multiplier, zero_point = integer_steps(low, high)
+        found = Codes(weight, unit, zero_point=zero_point, multiplier=multiplier)
+    else:
+        scale, zero_point = numerics.scale_and_zero_point(low, high, scheme.bits)
+        found = Codes(weight, scale, zero_point=zero_point)
+    steps = found.steps[..., None]
+    codes = numerics.quantize_asymmetric(grouped, steps, zero_point[..., None], scheme.bits)
+    return found._replace(codes=codes.flatten(1))

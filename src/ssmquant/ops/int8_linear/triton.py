@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -38,17 +39,29 @@ from ssmquant.ops.triton_numerics import (
 from ssmquant.ops.tuning import Tile, find
 
 __all__ = [
+    "CODES",
+    "FEW_TOKENS",
     "MAX_NORM_TOKENS",
+    "RowFormat",
     "contiguous",
     "expect_one_target",
     "finish",
     "has_descriptors",
+    "launch_rows",
     "linear_int8",
     "norm_linear_int8",
     "normed_words",
+    "place_of_tile",
+    "processors",
+    "splits",
+    "store_tile",
+    "sum_of_splits",
     "tile_of",
     "workspace",
 ]
+
+FEW_TOKENS = 1
+"""Most tokens that go to the kernel for few of them: it repeats its work for each, tiles do sixteen at once."""
 
 MAX_NORM_TOKENS = 4
 """Most tokens of `norm_linear_int8`: every program repeats their norm, so for more a launch of its own is faster."""
@@ -101,22 +114,38 @@ def normed_words(hidden, gain, eps, inverse_scale, columns, inside, K):
 
 
 @triton.jit
+def _load_codes(weight, grid, rows, N, words, WORDS: tl.constexpr, GRANULE: tl.constexpr):
+    """Load rows of int32 words of four codes: what `_rows` holds of a weight of int8 codes."""
+    word = tl.arange(0, WORDS)
+    at = weight + (rows.to(tl.int64) * words)[:, None] + word[None, :]
+    inside = (rows < N)[:, None] & (word < words)[None, :]
+    return (tl.load(at, mask=inside, other=0, eviction_policy="evict_first"),)
+
+
+@triton.jit
+def _sum_codes(loaded, token, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Return the int32 products ``[rows]`` of what `_load_codes` returned with a token's words."""
+    return tl.sum(dot4(loaded[0], token[None, :], 0, ASSEMBLY), axis=1)
+
+
+@triton.jit
 def _rows(
-    x, gain, eps, x_scale, weight, weight_scale, bias, scale_out, out, residual, N, words,
+    x, gain, eps, x_scale, weight, grid, weight_scale, bias, scale_out, out, residual, N, words,
+    LOAD: tl.constexpr, SUM: tl.constexpr, GRANULE: tl.constexpr,
     M: tl.constexpr, X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
     BLOCK_N: tl.constexpr, STEPS: tl.constexpr, WORDS: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """M tokens times STEPS blocks of BLOCK_N rows of the weight, one block after the other.
 
-    A row is ``words`` int32 of four codes, WORDS the next power of two. x is int32 ``[M, words]``; with a gain
-    it is the float hidden ``[M, 4 * words]`` whose norm is quantised first.
+    A row is ``words`` int32 of four codes, WORDS the next power of two. LOAD brings a block of them as the format
+    stores it, SUM multiplies that with a token. x is int32 ``[M, words]``; with a gain it is the float hidden
+    ``[M, 4 * words]`` whose norm is quantised first.
     """
     let_next_start(PDL)
     rows = tl.program_id(0) * (STEPS * BLOCK_N) + tl.arange(0, BLOCK_N)
     word = tl.arange(0, WORDS)
     there = word < words
-    w_at = weight + (rows.to(tl.int64) * words)[:, None] + word[None, :]
-    w = tl.load(w_at, mask=(rows < N)[:, None] & there[None, :], other=0, eviction_policy="evict_first")
+    loaded = LOAD(weight, grid, rows, N, words, WORDS, GRANULE)
     if gain is not None:
         columns = word[:, None] * 4 + tl.arange(0, 4)[None, :]
         gains = tl.load(gain + columns, mask=there[:, None], other=0.0)
@@ -132,32 +161,22 @@ def _rows(
     for step in tl.static_range(STEPS):
         here = rows + step * BLOCK_N
         if step + 1 < STEPS:
-            inside = (here + BLOCK_N < N)[:, None] & there[None, :]
-            w_at += BLOCK_N * words
-            next_w = tl.load(w_at, mask=inside, other=0, eviction_policy="evict_first")
+            next_loaded = LOAD(weight, grid, here + BLOCK_N, N, words, WORDS, GRANULE)
         if W_CHANNELS:
             w_scale = tl.load(weight_scale + here, mask=here < N, other=0.0)
         else:
             w_scale = tl.load(weight_scale)
         for m in tl.static_range(M):
-            total = tl.sum(dot4(w, tokens[m][None, :], 0, ASSEMBLY), axis=1)
+            total = SUM(loaded, tokens[m], GRANULE, ASSEMBLY)
             y = total.to(tl.float32) * (tl.load(x_scale + (m if X_TOKENS else 0)) * w_scale)
             finish(y, bias, scale_out, out, residual, here * 0 + m, here, here < N, N, OUT_CHANNELS)
         if step + 1 < STEPS:
-            w = next_w
+            loaded = next_loaded
 
 
 @triton.jit
-def _tiles(
-    x, x_scale, weight, weight_scale, bias, scale_out, out, residual, sums, arrived, M, N, K,
-    X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One tile ``[BLOCK_M, BLOCK_N]``, or a part of K of it; x and weight are pointers or tensor descriptors."""
-    let_next_start(PDL)
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
+def place_of_tile(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return where a tile begins along M and N."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     # Eight tiles along M and then the next along N: both operands of programs that run together stay in the L2 cache.
@@ -165,6 +184,97 @@ def _tiles(
     group_m = min(tiles_m - group * 8, 8)
     begin_m = (group * 8 + tile % (8 * tiles_n) % group_m) * BLOCK_M
     begin_n = tile % (8 * tiles_n) // group_m * BLOCK_N
+    return begin_m, begin_n
+
+
+@triton.jit
+def sum_of_splits(
+    total, sums, arrived, tile, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLIT_K: tl.constexpr
+):
+    """Return a tile's sum over all parts of K, and whether this program is the last of them, which alone has it.
+
+    Args:
+        total: int32 ``[ROWS, COLUMNS]``, this program's part.
+        sums: see `workspace`.
+        arrived: see `workspace`.
+        tile: number of the tile.
+        split: number of the part.
+        ROWS: of the tile.
+        COLUMNS: of the tile.
+        SPLIT_K: number of parts.
+    """
+    last = True
+    if SPLIT_K > 1:
+        here = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        here += tile * (SPLIT_K * ROWS * COLUMNS)
+        tl.store(sums + here + split * (ROWS * COLUMNS), total)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT_K - 1
+        if last:
+            tl.store(arrived + tile, 0)  # as the next launch expects it
+            total = tl.zeros((ROWS, COLUMNS), tl.int32)
+            for part in range(SPLIT_K):
+                total += tl.load(sums + here + part * (ROWS * COLUMNS), cache_modifier=".cg")
+    return total, last
+
+
+@triton.jit
+def _scaled(
+    total, x_scale, weight_scale, rows, columns, M, N, X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr
+):
+    """Return a tile's int32 sums as float32; ``rows`` and ``columns`` broadcast to the tile, in either order."""
+    if W_CHANNELS:
+        scales = tl.load(weight_scale + columns, mask=columns < N, other=0.0)
+    else:
+        scales = tl.load(weight_scale)
+    if X_TOKENS:
+        scales = tl.load(x_scale + rows, mask=rows < M, other=0.0) * scales
+    else:
+        scales = tl.load(x_scale) * scales
+    return total.to(tl.float32) * scales
+
+
+@triton.jit
+def store_tile(
+    total, x_scale, weight_scale, bias, scale_out, out, residual, rows, columns, M, N,
+    X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Scale a tile's int32 sums and `finish` them; ``rows`` and ``columns`` broadcast to the tile, in either order."""
+    y = _scaled(total, x_scale, weight_scale, rows, columns, M, N, X_TOKENS, W_CHANNELS)
+    inside = (rows < M) & (columns < N)
+    finish(y, bias, scale_out, out, residual, rows, columns, inside, N, OUT_CHANNELS)
+
+
+@triton.jit
+def _add_tile(
+    total, x_scale, weight_scale, bias, residual, begin_m, begin_n, rows, columns, M, N,
+    X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Add a scaled tile to a float32 residual, which is a tensor descriptor: the copy engine adds, nothing is read.
+
+    Without the residual and addresses in registers three programs fit a multiprocessor in place of one.
+    """
+    y = _scaled(total, x_scale, weight_scale, rows, columns, M, N, X_TOKENS, W_CHANNELS)
+    if bias is not None:
+        y = y + tl.load(bias + columns, mask=columns < N, other=0.0)
+    residual.atomic_add([begin_m, begin_n], y)
+
+
+@triton.jit
+def _tiles(
+    x, x_scale, weight, weight_scale, bias, scale_out, out, residual, sums, arrived, M, N, K,
+    X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, ADDS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One tile ``[BLOCK_M, BLOCK_N]``, or a part of K of it; x and weight are pointers or tensor descriptors.
+
+    So is the residual where it ADDS, see `_add_tile`.
+    """
+    let_next_start(PDL)
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    begin_m, begin_n = place_of_tile(tile, M, N, BLOCK_M, BLOCK_N)
     rows = begin_m + tl.arange(0, BLOCK_M)
     columns = begin_n + tl.arange(0, BLOCK_N)
     width = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K) * BLOCK_K
@@ -188,30 +298,18 @@ def _tiles(
             a = tl.load(x_at + k, mask=(k + depth < K)[None, :], other=0)
             b = tl.load(w_at + k, mask=(k + depth < K)[:, None], other=0)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
-    last = True
-    if SPLIT_K > 1:
-        here = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        here += tile * (SPLIT_K * BLOCK_M * BLOCK_N)
-        tl.store(sums + here + split * (BLOCK_M * BLOCK_N), total)
-        tl.debug_barrier()  # all threads have stored before one of them says so
-        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT_K - 1
-        if last:
-            tl.store(arrived + tile, 0)  # as the next launch expects it
-            total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-            for part in range(SPLIT_K):
-                total += tl.load(sums + here + part * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+    total, last = sum_of_splits(total, sums, arrived, tile, split, BLOCK_M, BLOCK_N, SPLIT_K)
     if last:
-        if W_CHANNELS:
-            scales = tl.load(weight_scale + columns, mask=columns < N, other=0.0)[None, :]
+        if ADDS:
+            _add_tile(
+                total, x_scale, weight_scale, bias, residual, begin_m, begin_n, rows[:, None], columns[None, :], M, N,
+                X_TOKENS, W_CHANNELS,
+            )  # fmt: skip
         else:
-            scales = tl.load(weight_scale)
-        if X_TOKENS:
-            scales = tl.load(x_scale + rows, mask=rows < M, other=0.0)[:, None] * scales
-        else:
-            scales = tl.load(x_scale) * scales
-        y = total.to(tl.float32) * scales
-        inside = (rows < M)[:, None] & (columns < N)[None, :]
-        finish(y, bias, scale_out, out, residual, rows[:, None], columns[None, :], inside, N, OUT_CHANNELS)
+            store_tile(
+                total, x_scale, weight_scale, bias, scale_out, out, residual, rows[:, None], columns[None, :], M, N,
+                X_TOKENS, W_CHANNELS, OUT_CHANNELS,
+            )  # fmt: skip
 
 
 @cache
@@ -241,7 +339,8 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
     return _workspace(device, stream)
 
 
-def _processors(x: Tensor) -> int:
+def processors(x: Tensor) -> int:
+    """Return the number of multiprocessors that there are to keep at work."""
     return _device(x.device.index)[1] if x.is_cuda else 1
 
 
@@ -250,18 +349,28 @@ def has_descriptors(x: Tensor) -> bool:
     return x.is_cuda and _device(x.device.index)[2]
 
 
+def _reduces(residual: Tensor | None) -> bool:
+    """Return whether the copy engine can add to a residual: float32 in rows of 16 bytes' multiples."""
+    return (
+        residual is not None
+        and residual.dtype == torch.float32
+        and residual.shape[1] % 4 == 0
+        and residual.data_ptr() % 16 == 0
+    )
+
+
 def tile_of(op: str, device: torch.device, m: int, n: int, k: int, default: Tile) -> Tile:
     """Return the measured tile of a product on a device, or the default."""
     found = find(_device(device.index)[0], op, m=m, n=n, k=k) if device.type == "cuda" else None
     return found or default
 
 
-def _default_tile(m: int, n: int, k: int, adds: bool, processors: int) -> Tile:
-    """Return a tile for products that nobody measured; ``adds``: into a residual, which takes registers."""
-    if m <= MAX_NORM_TOKENS and k <= _MAX_ROWS_K:
+def _default_tile(m: int, n: int, k: int, reads: bool, processors: int) -> Tile:
+    """Return a tile for products that nobody measured; ``reads``: a residual, which takes registers."""
+    if m <= FEW_TOKENS and k <= _MAX_ROWS_K:
         return Tile(0, 4, stages=2)
     if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= processors:
-        return Tile(128, 128, 128, warps=8, stages=3) if adds else Tile(128, 128, 64, stages=5)
+        return Tile(128, 128, 128, warps=8 if reads else 4, stages=3)
     if m > 64:
         tile = Tile(128, 64, 128, stages=4)
     elif n >= 64 * processors:
@@ -299,6 +408,7 @@ def linear_int8(
         scale_out: float32 ``[1]`` or ``[N]`` for an int8 ``out``; None for a float one.
         out: ``[M, N]`` int8, float32, float16 or bfloat16: written.
         residual: float ``[M, N]``: the result is added to it in float32, rounded once to its dtype. Instead of ``out``.
+            Tiles may take subnormal float32 numbers for zeros in that sum.
         tile: how to cut the product; the measured or the default choice if not given.
         chained: whether the launch may start, and read the weight, before the launch ahead has finished: not where that
             one writes the weight.
@@ -308,39 +418,105 @@ def linear_int8(
     expect_one_target(out, residual, scale_out)
     if m == 0 or n == 0:
         return
-    if tile is None:
-        tile = tile_of(
-            "int8_linear", x.device, m, n, k, _default_tile(m, n, k, residual is not None, _processors(x))
-        )
     aligned = k % 16 == 0 and x.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
+    descriptors = aligned and has_descriptors(x)
+    adds = descriptors and _reduces(residual)
+    if tile is None:
+        reads = residual is not None and not adds
+        tile = tile_of("int8_linear", x.device, m, n, k, _default_tile(m, n, k, reads, processors(x)))
     if tile.block_m == 0 and not aligned:
         tile = Tile(16, 64, 128)
-    kinds = {
-        "X_TOKENS": x_scale.numel() > 1,
-        "W_CHANNELS": weight_scale.numel() > 1,
-        "OUT_CHANNELS": scale_out is not None and scale_out.numel() > 1,
-        "num_warps": tile.warps,
-        **launch_options(x, chained),
-    }
     if tile.block_m == 0:
-        _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
-            x.view(torch.int32), None, 0.0, x_scale, weight.view(torch.int32), weight_scale, bias, scale_out,
-            out, residual, n, k // 4, M=m, BLOCK_N=tile.block_n, STEPS=tile.stages,
-            WORDS=triton.next_power_of_2(k // 4), ASSEMBLY=not interpreted(_rows), **kinds,
+        launch_rows(
+            x.view(torch.int32), None, 0.0, x_scale, CODES, weight.view(torch.int32), None, weight_scale, bias,
+            scale_out, out, residual, tile, chained,
         )  # fmt: skip
         return
-    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
-    split = tile.split_k
-    if tiles > _COUNTERS or tiles * split * tile.block_m * tile.block_n > _WORKSPACE:
-        split = 1
-    sums, arrived = workspace(x.device) if split > 1 else (None, None)
-    descriptors = aligned and has_descriptors(x)
+    tiles, split, sums, arrived = splits(x.device, m, n, tile)
     _tiles[(tiles, split)](
         TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]) if descriptors else x, x_scale,
         TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]) if descriptors else weight,
-        weight_scale, bias, scale_out, out, residual, sums, arrived, m, n, k,
+        weight_scale, bias, scale_out, out,
+        TensorDescriptor.from_tensor(residual, [tile.block_m, tile.block_n]) if adds else residual,
+        sums, arrived, m, n, k,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=split,
-        EVEN_K=k % tile.block_k == 0, DESCRIPTORS=descriptors, num_stages=tile.stages, **kinds,
+        EVEN_K=k % tile.block_k == 0, DESCRIPTORS=descriptors, ADDS=adds, X_TOKENS=x_scale.numel() > 1,
+        W_CHANNELS=weight_scale.numel() > 1, OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1,
+        num_warps=tile.warps, num_stages=tile.stages, **launch_options(x, chained),
+    )  # fmt: skip
+
+
+class RowFormat(NamedTuple):
+    """How the kernel for few tokens reads a stored weight.
+
+    Attributes:
+        load: jit function from pointers, rows and sizes to what is held of a block of rows.
+        sum: jit function from that and the int32 words ``[WORDS]`` of a token to int32 products ``[rows]``.
+    """
+
+    load: Any
+    sum: Any
+
+
+CODES = RowFormat(_load_codes, _sum_codes)
+"""A weight of int8 codes."""
+
+
+def splits(device: torch.device, m: int, n: int, tile: Tile) -> tuple[int, int, Tensor | None, Tensor | None]:
+    """Return the number of tiles, of parts of K (one if the workspace is too small for more), and the workspace."""
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    if (
+        tile.split_k == 1
+        or tiles > _COUNTERS
+        or tiles * tile.split_k * tile.block_m * tile.block_n > _WORKSPACE
+    ):
+        return tiles, 1, None, None
+    return tiles, tile.split_k, *workspace(device)
+
+
+def launch_rows(
+    x: Tensor,
+    gain: Tensor | None,
+    eps: float,
+    x_scale: Tensor,
+    stored: RowFormat,
+    weight: Tensor,
+    grid: Tensor | None,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    out: Tensor | None,
+    residual: Tensor | None,
+    tile: Tile,
+    chained: bool = True,
+) -> None:
+    """Launch the kernel for few tokens.
+
+    Args:
+        x: int32 ``[M, K / 4]``, or with a gain the float hidden ``[M, K]``.
+        gain: float32 ``[K]`` of a norm in front, or None.
+        eps: of the norm.
+        x_scale: float32 ``[1]`` or ``[M, 1]``.
+        stored: format of the weight.
+        weight: int32 ``[N, …]``, in that format.
+        grid: int64 ``[blocks, N]``, if the format has one.
+        weight_scale: float32 ``[1]`` or ``[N]``.
+        bias: as the rest, see `linear_int8`.
+        scale_out: float32 ``[1]`` or ``[N]``.
+        out: ``[M, N]``.
+        residual: ``[M, N]``.
+        tile: how to cut the product.
+        chained: whether the launch may start before the one ahead has finished.
+    """
+    m, n = len(x), len(weight)
+    words = x.shape[1] if gain is None else x.shape[1] // 4
+    _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
+        x, gain, eps, x_scale, weight, grid, weight_scale, bias, scale_out, out, residual, n, words,
+        LOAD=stored.load, SUM=stored.sum,
+        GRANULE=0 if grid is None else words // len(grid) // 2, M=m, X_TOKENS=x_scale.numel() > 1,
+        W_CHANNELS=weight_scale.numel() > 1, OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1,
+        BLOCK_N=tile.block_n, STEPS=tile.stages, WORDS=triton.next_power_of_2(words),
+        ASSEMBLY=not interpreted(_rows), num_warps=tile.warps, **launch_options(x, chained),
     )  # fmt: skip
 
 
@@ -386,12 +562,9 @@ def norm_linear_int8(
         )
     expect_one_target(out, None, scale_out)
     tile = tile or tile_of("norm_int8_linear", hidden.device, m, n, k, Tile(0, 4, stages=8))
-    _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
-        hidden, gain, eps, x_scale, weight.view(torch.int32), weight_scale, bias, scale_out, out, None, n, k // 4,
-        M=m, X_TOKENS=False, W_CHANNELS=weight_scale.numel() > 1,
-        OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1, BLOCK_N=tile.block_n, STEPS=tile.stages,
-        WORDS=triton.next_power_of_2(k // 4), ASSEMBLY=not interpreted(_rows), num_warps=tile.warps,
-        **launch_options(hidden),
+    launch_rows(
+        hidden, gain, eps, x_scale, CODES, weight.view(torch.int32), None, weight_scale, bias, scale_out, out, None,
+        tile,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from ssmquant.runtime.cuda.mamba1 import Mamba1Layers
 from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 from ssmquant.runtime.cuda.network import Network, Unsupported, network_of
 from ssmquant.runtime.cuda.records import from_record, to_record
-from ssmquant.runtime.cuda.slots import SCRATCH, Slots
+from ssmquant.runtime.cuda.slots import Slots
 from ssmquant.runtime.state_file import SequenceRecord, read_state, write_state
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class CudaEngine:
         parts = []
         for first in range(0, len(slots), BUCKETS[-1]):
             part = slots[first : first + BUCKETS[-1]]
-            bucket = self._bucket(next(size for size in BUCKETS if size >= len(part)))
+            bucket = self._bucket(next(size for size in BUCKETS if size >= len(part)), part)
             self._aim(bucket, part)
             bucket.ids[: len(part)] = tokens[first : first + len(part)]
             bucket.graph.replay()
@@ -360,7 +360,7 @@ class CudaEngine:
         if bucket.of == slots:
             return
         spare = len(bucket.ids) - len(slots)
-        bucket.slots.copy_(self._upload(slots + [SCRATCH] * spare))
+        bucket.slots.copy_(self._upload(slots + [self.pool.spare] * spare if spare else slots))
         bucket.advance.copy_(self._upload([1] * len(slots) + [0] * spare))
         bucket.of = list(slots)
 
@@ -368,16 +368,20 @@ class CudaEngine:
         pinned = torch.tensor(numbers, dtype=torch.int32).pin_memory()
         return pinned.to(self.network.device, non_blocking=True)
 
-    def _bucket(self, rows: int) -> _Bucket:
+    def _bucket(self, rows: int, slots: list[int]) -> _Bucket:
+        """Return the captured step of so many rows, captured on these slots, at most as many, if it was not before."""
+        warm = slots if self.mixers.repeatable else []
+        if len(warm) < rows:  # now, since the pool may move
+            warm = warm + [self.pool.spare] * (rows - len(warm))
         if rows not in self._buckets:
             device = self.network.device
             ids = torch.zeros(rows, dtype=torch.int64, device=device)
-            slots = torch.full((rows,), SCRATCH, dtype=torch.int32, device=device)
+            on = self._upload(warm)
             advance = torch.zeros(rows, dtype=torch.int32, device=device)
             graph, logits = self._captured(
-                f"a step of {rows} rows", lambda: self.launches.step(ids, slots, advance)
+                f"a step of {rows} rows", lambda: self.launches.step(ids, on, advance)
             )
-            self._buckets[rows] = _Bucket(graph, ids, slots, advance, logits, [SCRATCH] * rows)
+            self._buckets[rows] = _Bucket(graph, ids, on, advance, logits, [])
         return self._buckets[rows]
 
     def _captured(self, what: str, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -102,6 +102,11 @@ class Mamba1Layers:
     hadamard: bool
     state_dtype: torch.dtype
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step may be run twice for one token: no, it goes on from the state that it writes."""
+        return False
+
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> Self:
         """Return a shell's blocks as the GPU engine takes them.
@@ -139,9 +144,8 @@ class Mamba1Layers:
         """Return about how many bytes a prompt of so many tokens takes while it is read."""
         first = self.layers[0]
         scan = 4 * first.D.numel() + (8 << ceil(log2(self.d_state)))
-        return tokens * (
-            10 * first.D.numel() + scan + 2 * first.select_scale.numel() + 5 * first.norm.gain.numel()
-        )
+        a_token = 10 * first.D.numel() + scan + 2 * first.select_scale.numel() + 5 * first.norm.gain.numel()
+        return tokens * a_token + max(p.scratch_bytes(tokens) for p in (first.in_proj, first.out_proj))
 
     def read(
         self,

@@ -86,6 +86,11 @@ class Mamba2Layers:
         """Tokens between two roundings of the state; 0 for float32."""
         return self.sizes.interval
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that does not advance leaves only what the next one writes again: it reads its state only."""
+        return self.interval > 0
+
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> Self:
         """Return a shell's blocks as the GPU engine takes them.
@@ -128,8 +133,9 @@ class Mamba2Layers:
         s = self.sizes
         states = s.nheads * s.headdim * s.d_state * self.state_dtype.itemsize
         a_token = 7 * s.d_inner + 3 * s.conv_dim + 5 * self.layers[0].norm.gain.numel()
-        a_token += 20 * s.nheads + 2 * s.ngroups * s.d_state
-        return tokens * (a_token + states // min(s.interval or 64, 64)) + sequences * states
+        a_token += 20 * s.nheads + 4 * s.ngroups * s.d_state
+        scratch = max(p.scratch_bytes(tokens) for p in (self.layers[0].in_proj, self.layers[0].out_proj))
+        return tokens * (a_token + states // min(s.interval or 64, 64)) + sequences * states + scratch
 
     def read(
         self,
@@ -197,16 +203,8 @@ class Mamba2Layers:
         gated = residual.new_empty(rows, s.d_inner, dtype=torch.int8)
         for index, layer in enumerate(self.layers):
             layer.in_proj.of_norm(residual, layer.norm, layer.in_scale, projected)
-            step(
-                projected,
-                slots,
-                positions,
-                self.constants.layer(index),
-                held.layer(index),
-                s,
-                self.dt_limit,
-                y,
-            )
+            c, m = self.constants.layer(index), held.layer(index)
+            step(projected, slots, positions, c, m, s, self.dt_limit, y)
             emit(
                 y, projected[:, : s.d_inner], layer.z_scale, layer.gated_gain, self.gated_eps,
                 s.d_inner // s.ngroups, self.hadamard, layer.y_scale, gated,

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from torch.nn import functional
 from ssmquant.ops.hadamard.triton import emit
 from ssmquant.ops.int4_embedding import int4_embedding
 from ssmquant.ops.int4_linear.triton import arrange, linear_int4, norm_linear_int4
+from ssmquant.ops.int4_progressive_linear import triton as progressive
+from ssmquant.ops.int4_progressive_linear.reference import expand
 from ssmquant.ops.int8_embedding import int8_embedding
-from ssmquant.ops.int8_linear.triton import MAX_NORM_TOKENS, linear_int8, norm_linear_int8
+from ssmquant.ops.int8_linear.triton import FEW_TOKENS, linear_int8, norm_linear_int8
 
 if TYPE_CHECKING:
     from ssmquant.families import Shell
@@ -45,42 +48,62 @@ class Norm:
     scale: Tensor
 
 
+class Kernels(NamedTuple):
+    """The kernels of a weight's format: of a product, and of one with a norm in front where that is faster."""
+
+    linear: Callable[..., None]
+    norm_linear: Callable[..., None] | None
+
+
+KERNELS = {
+    "int8": Kernels(linear_int8, norm_linear_int8),
+    "int4": Kernels(linear_int4, norm_linear_int4),
+    "int4-progressive": Kernels(progressive.linear_int4_progressive, None),
+}
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear layer of codes.
 
     Attributes:
-        weight: int8 ``[N, K]``, or int4 codes as `arrange` lays them out.
-        scale: float32: ``[1]`` or ``[N]``, or the groups' as `arrange` lays them out.
+        format: name of the weight's, a key of `KERNELS`.
+        stored: the weight as its kernels take it, codes first: int8 ``[N, K]`` with scales ``[1]`` or ``[N]``, or what
+            `arrange` of the format's kernels returns.
         bias: float32 ``[N]`` or None.
-        bits: 8 or 4.
         out_features: N.
     """
 
-    weight: Tensor
-    scale: Tensor
+    format: str
+    stored: tuple[Tensor, ...]
     bias: Tensor | None
-    bits: int
     out_features: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight, scales included."""
+        return sum(tensor.nbytes for tensor in self.stored)
+
+    def scratch_bytes(self, tokens: int) -> int:
+        """Return how many bytes a product of so many tokens takes for a while."""
+        if self.format != "int4-progressive":
+            return 0
+        return progressive.scratch_bytes(tokens, self.out_features, 2 * self.stored[0].shape[1])
 
     def into(self, x: Tensor, x_scale: Tensor, scale_out: Tensor | None, out: Tensor) -> Tensor:
         """Write the layer of codes ``x [M, K]`` to ``out [M, N]`` and return it."""
-        run = linear_int8 if self.bits == 8 else linear_int4
-        run(x, x_scale, self.weight, self.scale, self.bias, scale_out, out=out)
+        KERNELS[self.format].linear(x, x_scale, *self.stored, self.bias, scale_out, out=out)
         return out
 
     def add_to(self, residual: Tensor, x: Tensor, x_scale: Tensor) -> None:
         """Add the layer of codes ``x [M, K]`` to a float ``residual [M, N]``."""
-        run = linear_int8 if self.bits == 8 else linear_int4
-        run(x, x_scale, self.weight, self.scale, self.bias, None, residual=residual)
+        KERNELS[self.format].linear(x, x_scale, *self.stored, self.bias, None, residual=residual)
 
     def of_norm(self, hidden: Tensor, norm: Norm, scale_out: Tensor | None, out: Tensor) -> Tensor:
         """Write the layer of the quantised norm of ``hidden [M, K]`` to ``out`` and return it."""
-        if len(hidden) <= MAX_NORM_TOKENS and hidden.shape[1] % 16 == 0:
-            run = norm_linear_int8 if self.bits == 8 else norm_linear_int4
-            run(
-                hidden, norm.gain, norm.eps, norm.scale, self.weight, self.scale, self.bias, scale_out, out=out
-            )  # fmt: skip
+        run = KERNELS[self.format].norm_linear
+        if run is not None and len(hidden) <= FEW_TOKENS and hidden.shape[1] % 16 == 0:
+            run(hidden, norm.gain, norm.eps, norm.scale, *self.stored, self.bias, scale_out, out=out)
             return out
         codes = emit(hidden, None, None, norm.gain, norm.eps, hidden.shape[1], False, norm.scale)
         return self.into(codes, norm.scale, scale_out, out)
@@ -137,15 +160,20 @@ def linear_of(weight: Weight, name: str, bias: Tensor | None) -> Linear:
     """Return a stage's linear layer.
 
     Raises:
-        Unsupported: its weight is neither int8 nor symmetric int4 in groups.
+        Unsupported: its weight is neither int8 nor int4 in a form that is symmetric or progressive.
     """
     stored, kind = weight.stored, weight.format.name
     bias = None if bias is None else bias.detach().float()
     if kind == "int8":
-        return Linear(stored["codes"], stored["scale"], bias, 8, weight.shape[0])
+        return Linear(kind, (stored["codes"], stored["scale"]), bias, weight.shape[0])
     if kind == "int4":
-        return Linear(*arrange(stored["packed"], stored["scale"]), bias, 4, weight.shape[0])
-    raise Unsupported(f"{name} is stored as {kind}; the GPU engine runs int8 and int4")
+        return Linear(kind, arrange(stored["packed"], stored["scale"]), bias, weight.shape[0])
+    if kind == "int4-progressive":
+        packed, grid, scale = (stored[part] for part in ("packed", "grid", "scale"))
+        if progressive.unsupported(weight.shape[1], grid.shape[1]):  # then as the int8 weight that it is
+            return Linear("int8", (expand(packed, grid), scale), bias, weight.shape[0])
+        return Linear(kind, (*progressive.arrange(packed, grid), scale), bias, weight.shape[0])
+    raise Unsupported(f"{name} is stored as {kind}; the GPU engine runs {', '.join(KERNELS)}")
 
 
 def scale_of(mixer: Mixer, name: str) -> Tensor:

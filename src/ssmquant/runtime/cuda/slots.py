@@ -15,9 +15,6 @@ from ssmquant.errors import InputError
 
 __all__ = ["Slots"]
 
-SCRATCH = 0
-"""The slot of rows that fill up a bucket: written, never read for a result."""
-
 
 class Slots:
     """A pool that grows as sequences come.
@@ -35,9 +32,10 @@ class Slots:
         moved: Callable[[], None],
     ) -> None:
         self._memory, self._device, self._moved = memory, device, moved
-        self.tensors = memory(1, device)
-        self.positions = torch.zeros(1, dtype=torch.int32, device=device)
-        self._holders = [1]  # of the scratch slot: the pool itself
+        self.tensors = memory(0, device)
+        self.positions = torch.zeros(0, dtype=torch.int32, device=device)
+        self._holders: list[int] = []
+        self._spare: int | None = None
         sizes = memory(1, torch.device("meta"))
         self.slot_bytes = sum(t.nbytes for t in sizes.values())
 
@@ -58,6 +56,17 @@ class Slots:
         for slot in taken:
             self._holders[slot] = 1
         return taken
+
+    @property
+    def spare(self) -> int:
+        """The slot of rows that fill up a bucket: written, never read for a result; taken when it is first asked for.
+
+        Raises:
+            InputError: the GPU has not the memory for it.
+        """
+        if self._spare is None:
+            (self._spare,) = self.take(1)
+        return self._spare
 
     def hold(self, slots: Sequence[int]) -> None:
         """Let slots be held once more."""

@@ -130,15 +130,18 @@ class _Packer:
     ) -> Any:
         """Return a packed weight whose results are codes of some sites side by side, or floats for no sites."""
         (site,) = inputs
-        packers = {"int8": native.int8_linear_packed, "int4": native.int4_linear_packed}
-        stored = weight.stored
-        codes = stored["codes" if weight.format.name == "int8" else "packed"]
+        packers = {
+            "int8": native.int8_linear_packed,
+            "int4": native.int4_linear_packed,
+            "int4-progressive": native.int4_progressive_linear_packed,
+        }
+        codes, *factors = weight.stored.values()
         drop = not self._keep_weights and _owns_its_memory(codes)
         reciprocal = (
             torch.cat([_reciprocal(out).expand(out.channels) for out in outputs]) if outputs else None
         )
         packed = packers[weight.format.name](
-            self._pool, codes, stored["scale"], _scale(site).item(), bias, reciprocal,
+            self._pool, codes, *factors, _scale(site).item(), bias, reciprocal,
             consume=self._pages.hold(codes) or drop,
         )  # fmt: skip
         if drop:

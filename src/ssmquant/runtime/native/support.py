@@ -14,7 +14,7 @@ __all__ = ["unsupported"]
 
 # The formats that each stage's kernels read.
 _FORMATS: dict[type[Weight], tuple[str, ...]] = {
-    Linear: ("int8", "int4"),
+    Linear: ("int8", "int4", "int4-progressive"),
     CausalConv1d: ("int8",),
     Embedding: ("dense", "int8"),
 }
