@@ -60,26 +60,6 @@ def evaluated(domains: dict[str, Any]) -> str:
     return f"tokens evaluated: {tokens}."
 
 
-def scores(result: dict[str, Any]) -> list[str]:
-    """Return the table of KL and perplexity with intervals."""
-    domains = list(result["models"][0]["domains"])
-    lines = [
-        "| recipe | weights MB | state KB a sequence | "
-        + " | ".join(f"KL {d} | ppl {d}, %" for d in domains)
-        + " |",
-        "|---|---|---|" + "---|" * (2 * len(domains)),
-    ]
-    for model in result["models"]:
-        facts = result["facts"][model["model"]]
-        cells = [f"{facts['weight_bytes'] / 1e6:.1f}", f"{facts['state_bytes'] / 1e3:.0f}"]
-        for entry in model["domains"].values():
-            low, high = (percent(bound) for bound in entry["ppl_ratio_ci"])
-            cells.append(f"{entry['kl']:.4f} [{entry['kl_ci'][0]:.4f}, {entry['kl_ci'][1]:.4f}]")
-            cells.append(f"{percent(entry['ppl_ratio'])} [{low}, {high}]")
-        lines.append(f"| `{model['model']}` | " + " | ".join(cells) + " |")
-    return lines
-
-
 def compared(result: dict[str, Any]) -> list[str]:
     """Return the table of recipes, the closest to the float model first."""
     domains = list(result["rows"][0]["domains"])
@@ -201,10 +181,6 @@ def document(results: dict[str, dict[str, Any]]) -> str:
                 "",
                 *goals(result),
             ]
-    for name, result in sorted(results.items()):
-        model = name.removeprefix("recipes-")
-        if name.startswith("recipes-") and f"compare-{model}" not in results:
-            lines += ["", f"## Recipes on {model}", "", how(result), "", *scores(result)]
     for name, result in sorted(results.items()):
         if name.startswith("sites-"):
             model = name.removeprefix("sites-")
