@@ -52,12 +52,18 @@ DEVICES = {
 #: (shape, recipe, its row in the measured file, ms a token published for Orin Nano 8GB by the papers' authors)
 MODELS = (
     ("mamba2-2.7b", "quamba2-w8a8", ("mamba2-2.7b", 8), None),
-    ("mamba2-2.7b", "ssmquant-w4a8+group_size=128", ("mamba2-2.7b", 4), None),
+    ("mamba2-2.7b", "ssmquant-w4a8+group_size=128+ssm_state=int8", ("mamba2-2.7b", 4), None),
     ("mamba-2.8b", "quamba-w8a8", ("mamba-2.8b", 8), 60.2),
     ("mamba2-8b", "quamba2-w8a8", ("mamba2-8b", 8), None),
-    ("mamba2-8b", "ssmquant-w4a8+group_size=128", ("mamba2-8b", 4), None),
-    ("mamba2-8b", "ssmquant-w4a8+group_size=128+embedding=int4+head=int4", ("mamba2-8b", 4), 79.9),
+    ("mamba2-8b", "ssmquant-w4a8+group_size=128+ssm_state=int8", ("mamba2-8b", 4), None),
+    (
+        "mamba2-8b",
+        "ssmquant-w4a8+group_size=128+ssm_state=int8+embedding=int4+head=int4",
+        ("mamba2-8b", 4),
+        79.9,
+    ),
 )
+KERNEL_OPS = {8: "int8_linear", 4: "int4_progressive_linear"}  # of projections, by bits
 PUBLISHED_ON = "Jetson Orin Nano 8GB"
 PROMPT = 2048
 
@@ -113,7 +119,7 @@ def measured_shares(measured: Mapping[str, Any], kernels: Mapping[str, Any]) -> 
         kernel = next(
             1e9 * row["gbps"] / MEASURED_ON.bandwidth
             for row in kernels["rows"]
-            if (row["name"], row["op"], row["m"]) == ("8B in_proj", f"int{key[1]}_linear", 1)
+            if (row["name"], row["op"], row["m"]) == ("8B in_proj", KERNEL_OPS[key[1]], 1)
         )
         step = needed.read / (row["decode"]["1"]["tpot_ms"] * 1e-3) / MEASURED_ON.bandwidth
         prompt = needed.operations / (row["prompt"][f"1x{PROMPT}"] * 1e-3) / MEASURED_ON.int8

@@ -39,6 +39,12 @@ Row = dict[str, Any]
 STEPS = 64  # an interval of the recurrent state, so that one rounding of all states is among them
 DECODE = (1, 16, 64, 128)
 PROMPTS = ((1, 512), (1, 2048), (16, 512))
+# What the random models have the form of, by mixer and bits of the projections.
+RECIPES = {
+    ("mamba1", 8): "quamba-w8a8",
+    ("mamba2", 8): "quamba2-w8a8",
+    ("mamba2", 4): f"ssmquant-w4a8+group_size={GROUP_SIZE}+ssm_state=int8",
+}
 BANDWIDTH = 4.3e12  # bytes a second: what a copy reaches on an H200; the floor of a step
 INT8, HALF = 1979e12, 989e12  # operations a second of the tensor cores, from the datasheet
 MODELS = (
@@ -236,8 +242,12 @@ def model(
     engine = CudaEngine(make(name, bits))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    recipe = "ssmquant-w8a8" if bits == 8 else f"ssmquant-w4a8+group_size={GROUP_SIZE}"
-    row: dict[str, Any] = {"model": name, "recipe": recipe, "weights": bits, "activations": 8}
+    row: dict[str, Any] = {
+        "model": name,
+        "recipe": RECIPES[SHAPES[name].kind, bits],
+        "weights": bits,
+        "activations": 8,
+    }
     row |= {"decode": {}, "prompt": {}}
     for rows in batches:
         row["decode"][str(rows)] = decode(engine, rows)

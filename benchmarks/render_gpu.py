@@ -27,13 +27,17 @@ Measured without gain: programs of one warp for the scan, and other numbers of h
 share. Dropped since registers spilled: several heads a program with the next one's state in registers. The rounding of
 all states once in 64 tokens is 4 % of a step.
 
-Four-bit weights are multiplied group by group in the reference's order, bit for bit, so that no two programs share a
-row of the weight: with 16 to 128 rows a group waits for the one before, and out_proj's 40 programs leave most of the
-GPU idle. Narrower programs were measured and are slower. In prompts each group's sums are scaled by ordinary units
-while the tensor cores wait for registers.
+Four-bit weights are expanded to int8 as they are read, four in two instructions, and multiplied as such; prompts
+expand a whole weight once, at 80 % of the bandwidth, which takes 17 µs a layer. A step of one row reads half of the
+bytes in 70 % of the time: programs are too short to reach the bandwidth. With 16 to 128 rows tensor cores wait for the
+expansion, and projections of this size take longer than int8's, which latency bounds as well. A norm within their
+programs, and reading the next weights into the cache ahead of time, were measured and are slower.
 
-In prompts in_proj and out_proj reach half and a third of the int8 peak. States and outputs of the scan multiply by two
-float16 terms where float32's accuracy needs them: twice the operations that their limit counts.
+In prompts in_proj and out_proj reach 55 % and 53 % of the int8 peak. In_proj's 1,328 tiles are eight more than five
+full waves. The gated norm holds a row of 5,120 floats in two warps with 255 registers a thread, so that eight warps
+share a multiprocessor and wait for memory a quarter of the time. More than half of what outputs reads are the scales
+of the state, two float16 terms for every int8 code; states is a chain of 32 roundings. Both multiply by two float16
+terms where float32's accuracy needs them: twice the operations that their limit counts.
 """
 
 
@@ -51,7 +55,7 @@ def quoted(measured: Row, model: str, what: str, kind: str, place: int | None) -
 def cells(measured: Row, kind: str, of: str) -> list[str]:
     """Return the table of TPOT (kind ``decode``) or TTFT (``prompt``)."""
     models = {(row["model"], row["weights"]): row for row in measured["models"]}
-    half = {row["model"]: row[kind] for row in measured["fp16"]}
+    half = {row["model"]: row for row in measured["fp16"]}
     order = {"decode": ("1", "16", "64", "128"), "prompt": ("1x512", "1x2048", "16x512")}[kind]
     rows = []
     for name in dict.fromkeys(row["model"] for row in measured["models"]):
@@ -59,11 +63,14 @@ def cells(measured: Row, kind: str, of: str) -> list[str]:
         for cell, value in eight[kind].items():
             place = order.index(cell) if cell in order else None
             ours = value["tpot_ms"] if kind == "decode" else value
-            others = [None if four is None else four[kind][cell], half.get(name, {}).get(cell)]
+            peer = half.get(name, {})
+            others = [None if four is None else four[kind][cell], peer.get(kind, {}).get(cell)]
             if kind == "decode" and others[0]:
                 others[0] = others[0]["tpot_ms"]
             faster = "" if others[1] is None else f"{others[1] / ours:.2f} x"
+            mark = "*" if others[1] is not None and "run" in peer else ""
             row = [f"{name}, {cell}", milliseconds(ours), *(milliseconds(v) for v in others), faster]
+            row[3] += mark
             row += [quoted(measured, name, f"official-w{bits}a8", kind, place) for bits in (8, 4)]
             if kind == "decode":
                 row.append(milliseconds(eight["floor_ms"][cell]))
@@ -90,6 +97,7 @@ def kernels(measured: Row) -> list[str]:
 def document(measured: Row) -> str:
     """Return docs/speed-gpu.md."""
     e, one, split = measured["environment"], measured["one_scale"], measured["decomposition"]
+    four, fine = next(row for row in measured["models"] if row["weights"] == 4), measured["groups_of_16"]
     memory = [[f"{row['model']} W{row['weights']}A8", f"{row['peak_gb']:.2f}"] for row in measured["models"]]
     lines = [
         "# Speed on a GPU",
@@ -99,8 +107,11 @@ def document(measured: Row) -> str:
         f"Measured on one {e['gpu']} ({e['copy_bytes_per_s'] / 1e12:.2f} TB/s copied), torch {e['torch']},",
         f"triton {e['triton']}, {e['date']}.",
         "",
-        "Float16 is mamba_ssm's Triton kernels with cuBLAS in the same run (`benchmarks/gpu_fp16.py`). Figures of the",
-        "papers' authors' kernels (official) are quoted: the same GPU model, torch and triton, another run.",
+        "W8A8 has the form of `quamba2-w8a8` (`quamba-w8a8` for Mamba-1), W4A8 that of",
+        f"`{four['recipe']}`, the group of the kernels beside it.",
+        "Float16 is mamba_ssm's Triton kernels with cuBLAS in the same run (`benchmarks/gpu_fp16.py`); *: in an",
+        "earlier run on the same day, with the same GPU model, torch and triton. Figures of the papers' authors'",
+        "kernels (official) are quoted: the same GPU model, torch and triton, another run.",
         "",
         "## Steps",
         "",
@@ -124,7 +135,8 @@ def document(measured: Row) -> str:
         "",
         "## What decisions cost",
         "",
-        f"Mamba2-2.7B W8A8, {one['rows']} rows a step and a prompt of 2,048 tokens, in turns in one run.",
+        f"Mamba2-2.7B, W8A8 but for the last lines, {one['rows']} rows a step and a prompt of 2,048 tokens, in turns",
+        "in one run.",
         "",
         *table(
             ["", "TPOT", "TTFT"],
@@ -140,6 +152,9 @@ def document(measured: Row) -> str:
                     *(milliseconds(split[f"changed_{k}_ms"]) for k in ("tpot", "ttft")),
                 ],
                 ["the decomposition takes", *(f"{split[f'{k}_ratio']:.2f} x" for k in ("tpot", "ttft"))],
+                ["W4A8 in groups of 128", *(milliseconds(fine[k]) for k in ("tpot_ms", "ttft_ms"))],
+                ["in groups of 16", *(milliseconds(fine[f"changed_{k}_ms"]) for k in ("tpot", "ttft"))],
+                ["groups of 16 cost", *(f"{fine[f'{k}_ratio'] - 1:.1%}" for k in ("tpot", "ttft"))],
             ],
         ),
         "",

@@ -177,9 +177,8 @@ def document(results: Mapping[str, Result]) -> str:
         "",
         "## Memory",
         "",
-        "The aim is 1.1 times weights and state, and 200 MB. Python and PyTorch alone take more than these 200 MB, and",
-        "transformers' modelling code, whose classes hold the layers, some 170 MB on top (it imports torch._dynamo,",
-        "sympy, and Triton and SciPy where they are installed): no small model can reach it, whatever it takes.",
+        "The aim is 1.1 times weights and state, and 200 MB. Python and PyTorch alone take 230 MB, so small models cannot",
+        "reach it ([engine.md](engine.md#memory)).",
         "",
         *memory(peers),
     ]

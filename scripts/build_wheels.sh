@@ -19,7 +19,8 @@ python=${1:-python3}
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
-"$python" -m pip wheel --no-deps --wheel-dir "$raw/built" "$repo"
+# pip builds twice, for the metadata and for the wheel; the second time there is nothing left to compile.
+"$python" -m pip wheel --no-deps --config-settings "build-dir=$raw/cmake" --wheel-dir "$raw/built" "$repo"
 wheel=("$raw"/built/ssmquant-*.whl)
 case $wheel in
   *-none-any.whl)

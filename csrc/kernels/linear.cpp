@@ -26,12 +26,13 @@ struct Ahead {
   int64_t step;
 };
 
-// Four codes of x in each row meet the four bytes of each column at `w`, as `load` reads and `add` multiplies them.
+// Four codes of x in each row meet the four bytes of each column at `w`, as `load`, which is told the vector, reads and `add`
+// multiplies them.
 template <int rows, class Load, class Add>
 SSMQUANT_INLINE inline void meet(const Load& load, const Add& add, const uint8_t* w, const int8_t* x, int64_t x_stride,
                                  Sum* sums) {
   Dot::Weight weight[vectors];
-  repeat<vectors>([&](auto v) SSMQUANT_INLINE { weight[v] = load(w + v * 4 * Dot::width); });
+  repeat<vectors>([&](auto v) SSMQUANT_INLINE { weight[v] = load(w + v * 4 * Dot::width, v); });
   repeat<rows>([&](auto r) SSMQUANT_INLINE {
     const Dot::Input input = Dot::broadcast(x + r * x_stride);
     repeat<vectors>([&](auto v) SSMQUANT_INLINE {
@@ -39,6 +40,8 @@ SSMQUANT_INLINE inline void meet(const Load& load, const Add& add, const uint8_t
     });
   });
 }
+
+SSMQUANT_INLINE inline Dot::Weight as_stored(const uint8_t* w, int) { return Dot::load(w); }
 
 // How the bytes of a step meet `depth` codes of x, and into which cache the next are fetched: the first where they are wanted
 // within some hundred cycles.
@@ -48,7 +51,7 @@ struct Int8Codes {
 
   template <int rows>
   SSMQUANT_INLINE static void step(const uint8_t* w, const int8_t* x, int64_t x_stride, Sum* sums) {
-    meet<rows>(Dot::load, Dot::add, w, x, x_stride, sums);
+    meet<rows>(as_stored, Dot::add, w, x, x_stride, sums);
   }
 };
 
@@ -57,15 +60,15 @@ struct ExpandedCodes {
 
   template <int rows>
   SSMQUANT_INLINE static void step(const uint8_t* w, const int8_t* x, int64_t x_stride, Sum* sums) {
-    meet<rows>(Dot::load, Dot::add_small, w, x, x_stride, sums);
+    meet<rows>(as_stored, Dot::add_small, w, x, x_stride, sums);
   }
 };
 
 struct Int4Codes {
   static constexpr int depth = 8, locality = 2;  // faster than the first cache
 
-  static Dot::Weight low(const uint8_t* w) { return Dot::low(Dot::load(w)); }
-  static Dot::Weight high(const uint8_t* w) { return Dot::high(Dot::load(w)); }
+  static Dot::Weight low(const uint8_t* w, int = 0) { return Dot::low(Dot::load(w)); }
+  static Dot::Weight high(const uint8_t* w, int = 0) { return Dot::high(Dot::load(w)); }
 
   // One half after the other: both at once want more registers than there are.
   template <int rows>
@@ -157,48 +160,16 @@ __attribute__((noinline)) void int4_tile(const Tile& tile) {
   });
 }
 
-// What the factors of groups make of the sums of their codes + 8 with x, where `total` is the sum of x: floats of scales,
-// integers of grids. A sum starts at `start`.
-struct ScaledGroups {
-  using Factor = float;
-  using Total = F32;
-  using Result = float;
-
-  static Total none() { return F32::zero(); }
-  static Sum start(int32_t total) { return Dot::all(-8 * total); }
-  static Total add(Total before, Sum sum, int32_t, const uint8_t* scales) {
-    return before + Dot::to_float(sum) * F32::load(reinterpret_cast<const float*>(scales));
-  }
-  static void store(Total total, Result* to) { total.store(to); }
-};
-
-struct GridGroups {
-  using Factor = uint8_t;
-  using Total = Sum;
-  using Result = int32_t;
-
-  static Total none() { return Dot::all(0); }
-  static Sum start(int32_t) { return Dot::all(0); }
-  static Total add(Total before, Sum sum, int32_t total, const uint8_t* grids) {
-    return Dot::join(before, Dot::scaled(sum, Dot::grid(grids), total));
-  }
-  static void store(Total total, Result* to) { Dot::store_sum(to, total); }
-};
-
-// results = the sums of all groups * their factors, of a panel that comes by once: nothing is in memory between two groups.
-template <class Groups, int rows>
-void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride,
-                typename Groups::Result* results) {
-  using Factor = typename Groups::Factor;
+// y = the sums of all groups * their scales, of a panel that comes by once: nothing is in memory between two groups.
+template <int rows>
+void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride, float* y) {
   const int64_t size = weight.group, steps = int4_steps(size);
-  typename Groups::Total total[rows * vectors];
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = Groups::none(); });
+  F32 total[rows * vectors];
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = F32::zero(); });
   for (int64_t at = 0; at < weight.k; at += size) {
     Sum low[rows * vectors], high[rows * vectors];
-    int32_t of_x[rows];
     repeat<rows>([&](auto r) SSMQUANT_INLINE {
-      of_x[r] = Dot::total(x + r * x_stride + at, size);
-      const Sum start = Groups::start(of_x[r]);
+      const Sum start = Dot::all(-8 * Dot::total(x + r * x_stride + at, size));
       repeat<vectors>([&](auto v) SSMQUANT_INLINE {
         low[r * vectors + v] = start;
         high[r * vectors + v] = Dot::all(0);
@@ -210,16 +181,16 @@ void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, i
       meet<rows>(Int4Codes::low, Dot::add_small, w, codes, x_stride, low);
       meet<rows>(Int4Codes::high, Dot::add_small, w, codes + 4, x_stride, high);
     }
-    fetch<Int4Codes, factor_bytes<Factor>>(w + distance);
+    fetch<Int4Codes, factor_bytes<float>>(w + distance);
     repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE {
       Dot::hold(low[i]);
       Dot::hold(high[i]);
-      const uint8_t* factors = w + i % vectors * Dot::width * sizeof(Factor);
-      total[i] = Groups::add(total[i], Dot::join(low[i], high[i]), of_x[i / vectors], factors);
+      const F32 scale = F32::load(reinterpret_cast<const float*>(w) + i % vectors * Dot::width);
+      total[i] = total[i] + Dot::to_float(Dot::join(low[i], high[i])) * scale;
     });
-    w += factor_bytes<Factor>;
+    w += factor_bytes<float>;
   }
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Groups::store(total[i], results + i * Dot::width); });
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i].store(y + i * Dot::width); });
 }
 
 // Channels [column, column + n) of values with a step, n <= F32::width.
@@ -270,6 +241,31 @@ void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, con
   }
 }
 
+// sums = start + the products of a panel of groups with grids that comes by once: int8 codes are made of them in registers.
+template <int rows>
+void grid_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride, const int32_t* start,
+                int32_t* sums) {
+  const int64_t groups = weight.k / weight.group, bytes = int4_steps(weight.group) * step_bytes;
+  Sum total[rows * vectors];
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = Dot::all(start[i / vectors]); });
+  for (int64_t g = 0; g < groups; ++g) {
+    const uint8_t* const grids = w + bytes;
+    Dot::Affine affine[vectors];
+    repeat<vectors>([&](auto v) SSMQUANT_INLINE { affine[v] = Dot::affine(grids + v * Dot::width); });
+    const auto low = [&](const uint8_t* at, auto v) SSMQUANT_INLINE { return Dot::expand(Int4Codes::low(at), affine[v]); };
+    const auto high = [&](const uint8_t* at, auto v) SSMQUANT_INLINE { return Dot::expand(Int4Codes::high(at), affine[v]); };
+    for (; w < grids; w += step_bytes, x += Int4Codes::depth) {
+      fetch<Int4Codes>(w + distance);
+      meet<rows>(low, Dot::add, w, x, x_stride, total);
+      meet<rows>(high, Dot::add, w, x + 4, x_stride, total);
+    }
+    fetch<Int4Codes, factor_bytes<uint8_t>>(w + distance);
+    w += factor_bytes<uint8_t>;
+    repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::hold(total[i]); });
+  }
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::store_sum(sums + i * Dot::width, total[i]); });
+}
+
 struct Tiles {
   void (*of_rows[Dot::rows])(const Tile&);
 };
@@ -287,6 +283,15 @@ constexpr Tiles int4_tiles(std::integer_sequence<int, i...>) {
 using Rows = std::make_integer_sequence<int, Dot::rows>;
 constexpr Tiles int8_first = int8_tiles<Int8Codes<1>>(Rows{}), int8_second = int8_tiles<Int8Codes<2>>(Rows{});
 constexpr Tiles int4_packed = int4_tiles<Int4Codes>(Rows{}), int4_expanded = int4_tiles<ExpandedCodes>(Rows{});
+
+struct GridSweeps {
+  void (*of_rows[Dot::rows])(const LinearWeight&, const uint8_t*, const int8_t*, int64_t, const int32_t*, int32_t*);
+};
+
+template <int... i>
+constexpr GridSweeps all_grid_sweeps(std::integer_sequence<int, i...>) {
+  return {{&grid_sweep<i + 1>...}};
+}
 
 // Rows [from, from + rows) of a chunk in blocks as equal as can be, at most Dot::rows each: body(from, rows).
 template <class Body>
@@ -321,7 +326,7 @@ struct Expansion {
       const int64_t group_end = step - step % of_group + of_group, stop = end < group_end ? end : group_end;
       const uint8_t *w = panel + place(weight, step), *grids = panel + place(weight, group_end) - factor_bytes<uint8_t>;
       Dot::Affine affine[vectors];
-      repeat<vectors>([&](auto v) SSMQUANT_INLINE { affine[v] = Dot::affine(Dot::grid(grids + v * Dot::width)); });
+      repeat<vectors>([&](auto v) SSMQUANT_INLINE { affine[v] = Dot::affine(grids + v * Dot::width); });
       for (; step < stop; step += 2, w += step_bytes, bytes += 2 * step_bytes) {
         repeat<vectors>([&](auto v) SSMQUANT_INLINE {
           constexpr int64_t i = v * 4 * Dot::width;
@@ -333,6 +338,27 @@ struct Expansion {
   }
 };
 
+// Minus what the offset in int8 codes of the weight brings into the sums of rows.
+void find_starts(const Linear& linear, int64_t row, int64_t rows, int32_t* start) {
+  for (int64_t r = 0; r < rows; ++r) {
+    start[r] = Dot::offset ? -Dot::offset * Dot::total(linear.x + (row + r) * linear.x_stride, linear.weight.k) : 0;
+  }
+}
+
+void grid_sweeps(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
+  const LinearWeight& weight = linear.weight;
+  const int64_t bytes = panel_bytes(weight);
+  int32_t start[Dot::rows];
+  find_starts(linear, row, rows, start);
+  static constexpr GridSweeps sweeps = all_grid_sweeps(Rows{});
+  const auto sweep = sweeps.of_rows[rows - 1];
+  alignas(64) int32_t sums[Dot::rows * panel_columns];
+  for (int64_t panel = first; panel < last; ++panel) {
+    sweep(weight, weight.packed + panel * bytes, linear.x + row * linear.x_stride, linear.x_stride, start, sums);
+    finish(linear, row, rows, panel * panel_columns, sums, nullptr);
+  }
+}
+
 // int8 codes, as they lie there or expanded.
 void integer_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
@@ -341,12 +367,10 @@ void integer_panels(const Linear& linear, int64_t row, int64_t rows, int64_t fir
   const int64_t at_once = expanding ? Expansion::steps : rows > Dot::rows ? part_steps : steps;
   const int8_t* x = linear.x + row * linear.x_stride;
   int32_t start[chunk_rows];
-  for (int64_t r = 0; r < rows; ++r) {
-    start[r] = Dot::offset ? -Dot::offset * Dot::total(x + r * linear.x_stride, weight.k) : 0;
-  }
+  find_starts(linear, row, rows, start);
   alignas(64) uint8_t expanded[expanded_bytes];
   alignas(64) int32_t sums[chunk_rows * panel_columns];
-  const Tiles& tiles = expanding || rows > Dot::rows ? int8_second : int8_first;
+  const Tiles& tiles = rows > Dot::rows ? int8_second : int8_first;
   Tile tile = {};
   tile.x_stride = linear.x_stride;
   tile.start_stride = 1;
@@ -388,33 +412,21 @@ void expand(const uint8_t* w, int64_t steps, uint8_t* bytes) {
   }
 }
 
-void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const int32_t* sums) {
-  finish(linear, row, rows, column, sums, nullptr);
-}
-void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const float* y) {
-  finish(linear, row, rows, column, nullptr, y);
-}
-
-constexpr int64_t sweep_rows = 2;
-
-// Groups of a weight that comes by once for each two rows.
-template <class Groups>
+// One or two rows.
 void int4_sweeps(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
   const int64_t bytes = panel_bytes(weight);
-  alignas(64) typename Groups::Result results[sweep_rows * panel_columns];
+  const int8_t* x = linear.x + row * linear.x_stride;
+  alignas(64) float y[2 * panel_columns];
   for (int64_t panel = first; panel < last; ++panel) {
-    for (int64_t r = row; r < row + rows; r += sweep_rows) {
-      const int64_t count = row + rows - r < sweep_rows ? row + rows - r : sweep_rows;
-      const auto sweep = count == 1 ? &int4_sweep<Groups, 1> : &int4_sweep<Groups, sweep_rows>;
-      sweep(weight, weight.packed + panel * bytes, linear.x + r * linear.x_stride, linear.x_stride, results);
-      finish(linear, r, count, panel * panel_columns, results);
-    }
+    const auto sweep = rows == 1 ? &int4_sweep<1> : &int4_sweep<2>;
+    sweep(weight, weight.packed + panel * bytes, x, linear.x_stride, y);
+    finish(linear, row, rows, panel * panel_columns, nullptr, y);
   }
 }
 
 void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  if (rows <= sweep_rows) return int4_sweeps<ScaledGroups>(linear, row, rows, first, last);
+  if (rows <= 2) return int4_sweeps(linear, row, rows, first, last);
   const LinearWeight& weight = linear.weight;
   const int64_t size = weight.group, groups = weight.k / size, bytes = group_bytes<float>(size), steps = int4_steps(size);
   const int8_t* x = linear.x + row * linear.x_stride;
@@ -458,11 +470,8 @@ void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first,
   }
 }
 
-// One or two rows leave the codes as they are: to multiply a group's sum is less work than to multiply its codes. So do groups
-// whose last byte pair is not whole, which no model has.
 void int4_progressive_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  const bool sweeping = rows <= sweep_rows || linear.weight.group % 8;
-  (sweeping ? int4_sweeps<GridGroups> : integer_panels)(linear, row, rows, first, last);
+  (rows > Dot::rows ? integer_panels : grid_sweeps)(linear, row, rows, first, last);
 }
 
 void panels_of_type(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {

@@ -25,7 +25,7 @@ struct LinearWeight {
   const uint8_t* packed;  // from one of the functions that pack, aligned to 64 bytes
   WeightType type;
   int64_t n, k;
-  int64_t group;  // neighbours along K that share a factor; divides K; 0 for int8
+  int64_t group;  // neighbours along K that share a factor; divides K; 0 for int8; of int4_progressive, a multiple of 8
 };
 
 // One product: y[m, n] = (sum over k of x[m, k] * w[n, k] * scales) + bias, float or quantised.

@@ -14,11 +14,10 @@ struct DotProducts {
   static constexpr int rows = 6, offset = 128;
   using Weight = __m256i;
 
-  static Weight load(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
+  static Weight of(__m256i codes) { return codes; }
   static void store(uint8_t* bytes, Weight weight) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), weight); }
   static __m256i add(__m256i sum, Weight weight, __m256i input) { return _mm256_dpbusd_avx_epi32(sum, weight, input); }
   static __m256i add_small(__m256i sum, Weight weight, __m256i input) { return add(sum, weight, input); }
-  static Weight small(__m256i bytes) { return bytes; }
   static __m256i bytes_of(Weight weight) { return weight; }
   static Weight low(Weight bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
   static Weight high(Weight bytes) { return low(_mm256_srli_epi16(bytes, 4)); }
@@ -34,10 +33,7 @@ struct DotProducts {
     __m256i codes, magnitude;
   };
 
-  static Weight load(const uint8_t* bytes) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
-    return {codes, _mm256_abs_epi8(codes)};
-  }
+  static Weight of(__m256i codes) { return {codes, _mm256_abs_epi8(codes)}; }
   static void store(uint8_t* bytes, Weight weight) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), weight.codes);
   }
@@ -63,34 +59,26 @@ struct Dot : DotProducts {
   using Sum = __m256i;
   using Input = __m256i;
 
+  static Weight load(const uint8_t* bytes) { return of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes))); }
   static Sum all(int32_t value) { return _mm256_set1_epi32(value); }
   static Input broadcast(const int8_t* x) {
     int32_t four;
     memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
   }
-  struct Grid {
-    __m256i multiplier, zero;
-  };
-  static Grid grid(const uint8_t* bytes) {
-    const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
-    return {_mm256_and_si256(both, all(15)), _mm256_srli_epi32(both, 4)};
-  }
-  static Sum scaled(Sum sum, Grid grid, int32_t total) {
-    const __m256i zeros = _mm256_mullo_epi32(grid.zero, all(total));
-    return _mm256_mullo_epi32(_mm256_sub_epi32(sum, zeros), grid.multiplier);
-  }
   struct Affine {
     __m256i times, plus;  // in each half of a column's four bytes; in each of its bytes
   };
-  static Affine affine(Grid grid) {
-    const __m256i less = _mm256_mullo_epi32(_mm256_mullo_epi16(grid.zero, grid.multiplier), all(0x01010101));
-    return {_mm256_or_si256(grid.multiplier, _mm256_slli_epi32(grid.multiplier, 16)),
+  static Affine affine(const uint8_t* bytes) {
+    const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+    const __m256i times = _mm256_and_si256(both, all(15)), zero = _mm256_srli_epi32(both, 4);
+    const __m256i less = _mm256_mullo_epi32(_mm256_mullo_epi16(zero, times), all(0x01010101));
+    return {_mm256_or_si256(times, _mm256_slli_epi32(times, 16)),
             _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(offset)), less)};
   }
   // Two bytes are multiplied at once: no product is above 15 * 15, so none reaches its neighbour.
   static Weight expand(Weight bytes, Affine affine) {
-    return small(_mm256_add_epi8(_mm256_mullo_epi16(bytes_of(bytes), affine.times), affine.plus));
+    return of(_mm256_add_epi8(_mm256_mullo_epi16(bytes_of(bytes), affine.times), affine.plus));
   }
   static Sum load_sum(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
   static void store_sum(int32_t* to, Sum sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }

@@ -26,23 +26,14 @@ struct Dot {
   static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
   static Weight low(Weight bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
   static Weight high(Weight bytes) { return low(_mm512_srli_epi16(bytes, 4)); }
-  struct Grid {
-    __m512i multiplier, zero;
-  };
-  static Grid grid(const uint8_t* bytes) {
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-    return {_mm512_and_si512(both, all(15)), _mm512_srli_epi32(both, 4)};
-  }
-  static Sum scaled(Sum sum, Grid grid, int32_t total) {
-    const __m512i zeros = _mm512_mullo_epi32(grid.zero, all(total));
-    return _mm512_mullo_epi32(_mm512_sub_epi32(sum, zeros), grid.multiplier);
-  }
   struct Affine {
     __m512i times, plus;  // in each half of a column's four bytes; in each of its bytes
   };
-  static Affine affine(Grid grid) {
-    const __m512i less = _mm512_mullo_epi32(_mm512_mullo_epi16(grid.zero, grid.multiplier), all(0x01010101));
-    return {_mm512_or_si512(grid.multiplier, _mm512_slli_epi32(grid.multiplier, 16)),
+  static Affine affine(const uint8_t* bytes) {
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    const __m512i times = _mm512_and_si512(both, all(15)), zero = _mm512_srli_epi32(both, 4);
+    const __m512i less = _mm512_mullo_epi32(_mm512_mullo_epi16(zero, times), all(0x01010101));
+    return {_mm512_or_si512(times, _mm512_slli_epi32(times, 16)),
             _mm512_sub_epi8(_mm512_set1_epi8(static_cast<char>(offset)), less)};
   }
   // Two bytes are multiplied at once: no product is above 15 * 15, so none reaches its neighbour.

@@ -12,9 +12,7 @@
 //   add(sum, weight, input)     sum + products with the int8 codes + offset * (the four codes of x)
 //   add_small(sum, weight, input)   sum + products with bytes in 0..15
 //   low(weight), high(weight)   -> Weight, nibbles as bytes
-//   Grid, grid(bytes)           multiplier and zero of each column, from the nibbles of a byte each
-//   scaled(sum, grid, total)    (sum - zero * total) * multiplier
-//   Affine, affine(grid)        the same, for bytes:
+//   Affine, affine(bytes)       multiplier and zero of each column, from the low and the high nibble of a byte each
 //   expand(weight, affine)      -> Weight, (byte - zero) * multiplier as an int8 code, of bytes in 0..15
 //   store(bytes, weight)        as it was loaded
 //   join(a, b)                  a + b

@@ -40,15 +40,12 @@ struct Dot {
     for (int8_t& code : bytes.code) code = static_cast<int8_t>(static_cast<uint8_t>(code) >> 4);
     return bytes;
   }
-  struct Grid {
-    int32_t multiplier, zero;
+  struct Affine {
+    int times, zero;
   };
-  using Affine = Grid;
-  static Grid grid(const uint8_t* byte) { return {*byte & 15, *byte >> 4}; }
-  static Sum scaled(Sum sum, Grid grid, int32_t total) { return (sum - grid.zero * total) * grid.multiplier; }
-  static Affine affine(Grid grid) { return grid; }
+  static Affine affine(const uint8_t* byte) { return {*byte & 15, *byte >> 4}; }
   static Weight expand(Weight bytes, Affine affine) {
-    for (int8_t& code : bytes.code) code = static_cast<int8_t>((code - affine.zero) * affine.multiplier);
+    for (int8_t& code : bytes.code) code = static_cast<int8_t>((code - affine.zero) * affine.times);
     return bytes;
   }
   static Sum load_sum(const int32_t* from) { return *from; }

@@ -36,28 +36,16 @@ struct Dot {
   static Weight high(Weight bytes) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(bytes), 4));
   }
-  struct Grid {
-    uint8x16_t multiplier, zero;  // each in the four bytes of its column
+  struct Affine {
+    int8x16_t times, plus;  // in each of a column's four bytes
   };
-  static Grid grid(const uint8_t* bytes) {
+  static Affine affine(const uint8_t* bytes) {
     static constexpr uint8_t column[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
     uint32_t four;
     memcpy(&four, bytes, 4);
     const uint8x16_t both = vqtbl1q_u8(vreinterpretq_u8_u32(vdupq_n_u32(four)), vld1q_u8(column));
-    return {vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8(both, 4)};
-  }
-  static int32x4_t first_bytes(uint8x16_t bytes) {
-    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_u8(bytes), 24));
-  }
-  static Sum scaled(Sum sum, Grid grid, int32_t total) {
-    return vmulq_s32(vmlsq_n_s32(sum, first_bytes(grid.zero), total), first_bytes(grid.multiplier));
-  }
-  struct Affine {
-    int8x16_t times, plus;
-  };
-  static Affine affine(Grid grid) {
-    const int8x16_t times = vreinterpretq_s8_u8(grid.multiplier);
-    return {times, vnegq_s8(vmulq_s8(vreinterpretq_s8_u8(grid.zero), times))};
+    const int8x16_t times = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+    return {times, vnegq_s8(vmulq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), times))};
   }
   static Weight expand(Weight bytes, Affine affine) { return vmlaq_s8(affine.plus, bytes, affine.times); }
   static Sum load_sum(const int32_t* from) { return vld1q_s32(from); }

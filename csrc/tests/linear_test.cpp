@@ -81,7 +81,9 @@ struct Product {
         const int zero = draw.below(16) - 8, furthest = zero < 0 ? 7 - zero : zero + 8, largest = 127 / furthest;
         const int multiplier = extreme ? largest : 1 + draw.below(largest);
         grid.push_back(static_cast<uint8_t>(multiplier | (zero + 8) << 4));
-        for (int64_t i = group * s.group; i < (group + 1) * s.group; ++i) w[i] = static_cast<int8_t>((w[i] - zero) * multiplier);
+        for (int64_t i = group * s.group; i < (group + 1) * s.group; ++i) {
+          w[i] = static_cast<int8_t>((w[i] - zero) * multiplier);
+        }
       }
       pack_halves(kernel.pack_int4_progressive, grid);
     } else {
@@ -166,7 +168,7 @@ TEST(linear) {
         const int64_t groups[] = {k, k / 2, k % 4 ? 2 : k / 4, k == 256 ? 128 : k % 16 ? 1 : 16};
         for (const int64_t group : groups) {
           check(WeightType::int4, group);
-          check(WeightType::int4_progressive, group);
+          if (group % 8 == 0) check(WeightType::int4_progressive, group);
         }
       }
     }

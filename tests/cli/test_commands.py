@@ -205,6 +205,13 @@ def test_verify_passes_and_fails(run: Any, out: Path, tmp_path: Path) -> None:
     assert outcome.stderr.startswith(f"error: {damaged} did not pass")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what there is without a GPU")
+def test_tune_needs_a_gpu(run: Any, out: Path) -> None:
+    outcome = run("tune", out)
+    assert outcome.status == 2
+    assert "NVIDIA GPU" in outcome.stderr
+
+
 def test_verify_of_a_float_model_is_bad_input(run: Any) -> None:
     outcome = run("verify", FLOAT)
     assert outcome.status == 2

@@ -26,6 +26,7 @@ COMMANDS = [
     "bench",
     "inspect",
     "verify",
+    "tune",
 ]
 
 

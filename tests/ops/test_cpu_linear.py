@@ -70,16 +70,7 @@ def drawn_grid(draw: Draw, *shape: int) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 15, 33, 140])
 @pytest.mark.parametrize(
     ("n", "k", "groups"),
-    [
-        (1, 2, 1),
-        (17, 34, 17),
-        (33, 42, 6),
-        (95, 96, 3),
-        (33, 48, 3),
-        (70, 1280, 40),
-        (64, 1024, 16),
-        (9, 6016, 1),
-    ],
+    [(1, 8, 1), (17, 40, 5), (95, 96, 3), (33, 48, 3), (70, 1280, 40), (64, 1024, 16), (9, 6016, 1)],
 )
 def test_int4_progressive_linear(rows: int, n: int, k: int, groups: int) -> None:
     draw = Draw(rows * n * k)
@@ -124,3 +115,12 @@ def test_too_many_groups_go_to_the_reference() -> None:
     backend, reasons = int4_linear.chosen(*args, torch.ones(1, k // 2), None, None)
     assert backend == "reference"
     assert "16385 groups" in reasons[0]
+
+
+def test_groups_of_odd_size_go_to_the_reference() -> None:
+    draw = Draw(4)
+    packed = draw.ids(3, 6, below=256).to(torch.uint8)
+    args = draw.codes(2, 12), draw.scale(1), packed, drawn_grid(draw, 3, 1), draw.scale(3), None, None
+    backend, reasons = int4_progressive_linear.chosen(*args)
+    assert backend == "reference"
+    assert "groups of 12" in reasons[0]

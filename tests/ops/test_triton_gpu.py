@@ -134,3 +134,19 @@ def test_mamba2_steps_are_the_scan(heads: int, groups: int, batch: int) -> None:
     y = torch.cat([y, reference(slice(64, TOKENS), rounded)[0]], dim=1)
     for time in range(TOKENS):
         assert_float32(found[time], y[:, time], TOKENS * 128, f"y of token {time}")
+
+
+@pytest.mark.parametrize("m", [1, 2, 16, 64, 130])
+@pytest.mark.parametrize("op", ["int8_linear", "int4_linear", "int4_progressive_linear"])
+@pytest.mark.parametrize(("n", "k"), [(1032, 2560), (640, 2048)])  # codes out; added to a residual
+def test_every_tile_of_a_linear_layer_is_the_reference(op: str, m: int, n: int, k: int) -> None:
+    from ssmquant.ops.linear_tuning import Product, Setup, candidates
+
+    product = Product(op, m, n, k)
+    setup = Setup(product, torch.device("cuda"), copies=1)
+    expected = setup.expected()
+    for tile in (None, *candidates(product)):
+        for _ in range(2):  # the second launch finds counters as the first left them
+            setup.result.zero_()
+            setup.launches(tile)[0]()
+            assert torch.equal(setup.result, expected), tile

@@ -143,6 +143,19 @@ def test_slots_are_shared_copied_and_returned() -> None:
         kept.fork()
 
 
+def test_the_products_of_a_model_are_named_by_op_and_shape() -> None:
+    from ssmquant.runtime.cuda.network import network_of
+
+    found = network_of(quantised("mamba2-wide", "ssmquant-w4a8+quantizer=rtn").shell).products()
+    assert found == {
+        "int4_progressive_linear": [(1096, 256), (256, 512)],
+        "int8_linear": [(257, 256)],
+        "norm_int8_linear": [(257, 256)],
+    }
+    found = network_of(quantised("mamba", "quamba-w8a8").shell).products()
+    assert found["norm_int8_linear"] == [(192, 48), (257, 48)]  # in_proj and the head
+
+
 def test_a_model_with_floats_is_declined_with_the_reason() -> None:
     from ssmquant.runtime.cuda.engine import CudaEngine
     from ssmquant.runtime.cuda.network import Unsupported, network_of

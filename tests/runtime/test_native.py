@@ -257,6 +257,7 @@ def test_a_model_chooses_the_engine() -> None:
         ("quamba2-w8a8+head=float16", "lm_head.input is float32"),
         ("quamba2-w8a8+keep=layers.1.x", "layers.1.x is float32"),
         ("fp16", "float32"),
+        ("ssmquant-w4a8+quantizer=rtn+group_size=12", "has groups of 12 codes, multiples of 8 are supported"),
     ],
 )
 def test_a_model_that_it_cannot_run_says_why(

@@ -25,6 +25,7 @@ from ssmquant.cli.inspect import inspect
 from ssmquant.cli.plan import plan
 from ssmquant.cli.quantize import quantize
 from ssmquant.cli.recipes import recipes
+from ssmquant.cli.tune import tune
 from ssmquant.cli.verify import verify
 from ssmquant.errors import InputError, SsmquantError
 
@@ -84,6 +85,7 @@ app.command("chat")(chat)
 app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("tune")(tune)
 
 
 def _show_version(wanted: bool) -> None:

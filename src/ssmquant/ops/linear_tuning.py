@@ -24,6 +24,7 @@ from ssmquant.ops.int4_progressive_linear import triton as progressive
 from ssmquant.ops.int4_progressive_linear.reference import int4_progressive_linear, join_grid
 from ssmquant.ops.int8_linear import triton as int8
 from ssmquant.ops.int8_linear.reference import int8_linear
+from ssmquant.ops.rms_norm.reference import rms_norm
 from ssmquant.ops.tuning import Tile, bucket, record
 
 __all__ = [
@@ -266,6 +267,13 @@ class Setup:
             assert kind.norm_linear is not None, "one of the OPS"
             run = partial(kind.norm_linear, self.hidden, self.gain, 1e-5, self.x_scale)
         return [partial(run, *weight, None, self.scale_out, **into, tile=tile) for weight in self.weights]
+
+    def expected(self) -> Tensor:
+        """Return what the last launch leaves in a result of zeros: the reference's."""
+        x = self.x
+        if self.product.norm:
+            x = rms_norm(self.hidden, self.gain, 1e-5, self.x_scale)
+        return self.product.kind.reference(x, self.x_scale, *self.stored, None, self.scale_out)
 
 
 def measure(calls: Sequence[Callable[[], None]], repeats: int = 20) -> float:

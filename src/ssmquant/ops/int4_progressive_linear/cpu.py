@@ -10,8 +10,9 @@ from ssmquant.ops.native import native
 from ssmquant.ops.registry import Kernel
 
 
-def _supports(*args: Tensor | None) -> str | None:
-    return None
+def _supports(x: Tensor, x_scale: Tensor, packed: Tensor, grid: Tensor, *rest: Tensor | None) -> str | None:
+    size = x.shape[-1] // grid.shape[1]
+    return f"groups of {size} codes; multiples of 8 are supported" if size % 8 else None
 
 
 def _int4_progressive_linear(

@@ -53,9 +53,7 @@ __all__ = [
 _FEW_TOKENS = 2  # most that go to the kernel for few of them, which repeats its work for each
 _MAX_ROWS_K = 8192  # 16 times the sum of so many products fits into an int32
 _MAX_TILE_TOKENS = 128  # above, the weight is expanded once for all tiles of tokens
-_MAX_SCRATCH = (
-    1 << 28
-)  # bytes of an expanded weight; larger ones (heads) are expanded tile by tile for any prompt
+_MAX_SCRATCH = 1 << 28  # bytes of an expanded weight; a larger one (a head) is expanded tile by tile
 
 
 def _granule(k: int, groups: int) -> int:

@@ -374,7 +374,9 @@ def _default_tile(m: int, n: int, k: int, reads: bool, processors: int) -> Tile:
     if m > 64:
         tile = Tile(128, 64, 128, stages=4)
     elif n >= 64 * processors:
-        tile = Tile(max(triton.next_power_of_2(m), 16), 32, 128, stages=6)
+        tile = Tile(
+            64, 32, 128, stages=6
+        )  # for fewer tokens too: with 16 rows programs are too small to fill the GPU
     else:
         tile = Tile(max(triton.next_power_of_2(m), 16), 32, 256, stages=4)
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)

@@ -49,16 +49,23 @@ class Norm:
 
 
 class Kernels(NamedTuple):
-    """The kernels of a weight's format: of a product, and of one with a norm in front where that is faster."""
+    """The kernels of a weight's format: of a product, and of one with a norm in front where that is faster.
 
+    Attributes:
+        op: name of the op, as tiles are kept under.
+        linear: writes a product.
+        norm_linear: writes the product of a norm.
+    """
+
+    op: str
     linear: Callable[..., None]
     norm_linear: Callable[..., None] | None
 
 
 KERNELS = {
-    "int8": Kernels(linear_int8, norm_linear_int8),
-    "int4": Kernels(linear_int4, norm_linear_int4),
-    "int4-progressive": Kernels(progressive.linear_int4_progressive, None),
+    "int8": Kernels("int8_linear", linear_int8, norm_linear_int8),
+    "int4": Kernels("int4_linear", linear_int4, norm_linear_int4),
+    "int4-progressive": Kernels("int4_progressive_linear", progressive.linear_int4_progressive, None),
 }
 
 
@@ -84,11 +91,16 @@ class Linear:
         """Bytes of the weight, scales included."""
         return sum(tensor.nbytes for tensor in self.stored)
 
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.stored[0].shape[1] * (1 if self.format == "int8" else 2)
+
     def scratch_bytes(self, tokens: int) -> int:
         """Return how many bytes a product of so many tokens takes for a while."""
         if self.format != "int4-progressive":
             return 0
-        return progressive.scratch_bytes(tokens, self.out_features, 2 * self.stored[0].shape[1])
+        return progressive.scratch_bytes(tokens, self.out_features, self.in_features)
 
     def into(self, x: Tensor, x_scale: Tensor, scale_out: Tensor | None, out: Tensor) -> Tensor:
         """Write the layer of codes ``x [M, K]`` to ``out [M, N]`` and return it."""
@@ -154,6 +166,21 @@ class Network:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.embedding.table.device
+
+    def products(self) -> dict[str, list[tuple[int, int]]]:
+        """Return the different (N, K) of linear layers by op, those after a norm by ``norm_`` op too."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        layers = [part for layer in self.mixers.layers for part in vars(layer).values()]  # type: ignore[attr-defined]
+        for linear in (*(part for part in layers if isinstance(part, Linear)), self.head):
+            kernels, shape = KERNELS[linear.format], (linear.out_features, linear.in_features)
+            ops = [kernels.op]
+            if kernels.norm_linear is not None and linear.in_features == self.d_model:
+                ops.append(f"norm_{kernels.op}")
+            for op in ops:
+                shapes = found.setdefault(op, [])
+                if shape not in shapes:
+                    shapes.append(shape)
+        return found
 
 
 def linear_of(weight: Weight, name: str, bias: Tensor | None) -> Linear:
