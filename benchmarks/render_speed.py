@@ -177,8 +177,8 @@ def document(results: Mapping[str, Result]) -> str:
         "",
         "## Memory",
         "",
-        "The aim is 1.1 times weights and state, and 200 MB. Python and PyTorch alone take 230 MB, so small models cannot",
-        "reach it ([engine.md](engine.md#memory)).",
+        "The aim is 1.1 times weights and state, and 200 MB. Python and PyTorch alone take 230 MB, so small models",
+        "cannot reach it ([engine.md](engine.md#memory)).",
         "",
         *memory(peers),
     ]
