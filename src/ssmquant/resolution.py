@@ -197,7 +197,7 @@ def _check_quantizer(row: PlanRow) -> None:
         )
     quantizer = QUANTIZERS[row.quantizer]
     if not scheme.is_float and (reason := quantizer.refuses(scheme)):
-        raise RecipeError(reason)
+        raise RecipeError(f"{row.quantizer} does not go with {scheme.short()!r}: {reason}")
     if quantizer.needs and statistic_site(row) is None:
         raise RecipeError(
             f"{row.quantizer} needs the {quantizer.needs} of calibration, which only linear layers have; use rtn"
