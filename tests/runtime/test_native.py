@@ -384,8 +384,9 @@ def test_a_forked_child_can_go_on() -> None:
 
 
 INTERRUPTED = """
-import sys, torch
+import signal, sys, torch
 import ssmquant
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores Ctrl-C
 engine = ssmquant.load(sys.argv[1]).engine()
 prompt = [1 + i % 200 for i in range(3_000_000)]
 _, state = engine.prefill([[1, 2, 3]])
