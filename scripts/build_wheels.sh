@@ -7,8 +7,8 @@
 #   scripts/try_wheel.sh dist/ssmquant-*.whl
 #
 # Which systems those are depends on the C and C++ libraries here: Debian 12 gives manylinux_2_35, which is every system of
-# 2022 and later. For older systems, and for 64-bit ARM, run the same build in the manylinux containers (needs Docker or
-# Podman; emulated for a foreign architecture):
+# 2022 and later. For older systems, run the same build in the manylinux containers (needs Docker or Podman; emulated for a
+# foreign architecture). For 64-bit ARM without them: cross_wheel_aarch64.sh.
 #
 #   pip install cibuildwheel && cibuildwheel --platform linux --archs x86_64,aarch64
 set -euo pipefail

@@ -29,6 +29,9 @@ extern const Kernels table;
 namespace dotprod {
 extern const Kernels table;
 }
+namespace i8mm {
+extern const Kernels table;
+}
 #endif
 
 namespace {
@@ -65,7 +68,9 @@ const Level* levels(int* count) {
                               {&avx2::table, has_avx2()},
                               {&generic::table, true}};
 #elif defined(__aarch64__)
-  static const Level all[] = {{&dotprod::table, (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0},
+  const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  static const Level all[] = {{&i8mm::table, dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0},
+                              {&dotprod::table, dotprod},
                               {&generic::table, true}};
 #else
   static const Level all[] = {{&generic::table, true}};

@@ -83,6 +83,41 @@ SSMQUANT_INLINE inline void fetch(const uint8_t* p) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, Codes::locality);
 }
 
+// sums[row][vector] += the products of an even number of steps, by products of two rows with two columns.
+template <class D, class Codes, int rows>
+SSMQUANT_INLINE inline void multiply_pairs(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t steps, Ahead& ahead,
+                                           Sum* sums) {
+  const auto turn = [&]() SSMQUANT_INLINE {
+    repeat<rows / 2>([&](auto p) SSMQUANT_INLINE {
+      repeat<vectors>([&](auto v) SSMQUANT_INLINE { D::turn(sums[2 * p * vectors + v], sums[(2 * p + 1) * vectors + v]); });
+    });
+  };
+  turn();
+  for (int64_t step = 0; step < steps; step += 2, w += 2 * step_bytes, x += 2 * Codes::depth) {
+    repeat<2>([&](auto) SSMQUANT_INLINE {
+      fetch<Codes>(ahead.from);
+      ahead.from += ahead.step;
+    });
+    typename D::Input both[rows / 2];
+    repeat<rows / 2>([&](auto p) SSMQUANT_INLINE {
+      both[p] = D::two_rows(x + 2 * p * x_stride, x + (2 * p + 1) * x_stride);
+    });
+    repeat<vectors>([&](auto v) SSMQUANT_INLINE {
+      const uint8_t* const at = w + v * 4 * D::width;
+      const auto weight = D::pair(D::load(at), D::load(at + step_bytes));
+      repeat<rows / 2>([&](auto p) SSMQUANT_INLINE {
+        D::add_pair(sums[2 * p * vectors + v], sums[(2 * p + 1) * vectors + v], weight, both[p]);
+      });
+    });
+    if constexpr (rows % 2) {
+      const int8_t* const last = x + (rows - 1) * x_stride;
+      meet<1>(as_stored, D::add, w, last, x_stride, sums + (rows - 1) * vectors);
+      meet<1>(as_stored, D::add, w + step_bytes, last + 4, x_stride, sums + (rows - 1) * vectors);
+    }
+  }
+  turn();
+}
+
 // sums[row][vector] += the products of `steps` steps. With few rows, neighbouring steps go to sums of their own, because one
 // product must not wait for another.
 template <class Codes, int rows>
@@ -94,6 +129,13 @@ SSMQUANT_INLINE inline void multiply(const uint8_t* w, const int8_t* x, int64_t 
   repeat<tile>([&](auto i) SSMQUANT_INLINE { parts[i] = sums[i]; });
   repeat<(chains - 1) * tile>([&](auto i) SSMQUANT_INLINE { parts[tile + i] = Dot::all(0); });
   int64_t left = steps;
+  if constexpr (Dot::pairs && rows > 1 && Codes::depth == 4) {
+    const int64_t even = left / 2 * 2;
+    multiply_pairs<Dot, Codes, rows>(w, x, x_stride, even, ahead, parts);
+    w += even * step_bytes;
+    x += even * Codes::depth;
+    left -= even;
+  }
   for (; left >= chains; left -= chains) {
     repeat<chains>([&](auto c) SSMQUANT_INLINE {
       fetch<Codes>(ahead.from);

@@ -55,6 +55,7 @@ struct DotProducts {
 #endif
 
 struct Dot : DotProducts {
+  static constexpr bool pairs = false;
   static constexpr int width = 8, vectors = 2;
   using Sum = __m256i;
   using Input = __m256i;

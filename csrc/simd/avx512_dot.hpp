@@ -9,6 +9,7 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 struct Dot {
+  static constexpr bool pairs = false;
   static constexpr int width = 16, vectors = 4, rows = 6, offset = 128;
   using Sum = __m512i;
   using Weight = __m512i;

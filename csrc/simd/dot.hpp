@@ -12,6 +12,11 @@
 //   add(sum, weight, input)     sum + products with the int8 codes + offset * (the four codes of x)
 //   add_small(sum, weight, input)   sum + products with bytes in 0..15
 //   low(weight), high(weight)   -> Weight, nibbles as bytes
+//   pairs         whether there are products of two rows with two columns, eight neighbours along K at once. If so:
+//     pair(k, next_k) -> Pair         of the weights of four neighbours along K and of the next four
+//     two_rows(x, next_x) -> Input    eight codes of each of two rows
+//     turn(a, b)                      the Sums of two rows become what add_pair adds to, and back
+//     add_pair(a, b, pair, rows)      adds the products with the int8 codes to both
 //   Affine, affine(bytes)       multiplier and zero of each column, from the low and the high nibble of a byte each
 //   expand(weight, affine)      -> Weight, (byte - zero) * multiplier as an int8 code, of bytes in 0..15
 //   store(bytes, weight)        as it was loaded

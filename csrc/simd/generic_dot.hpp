@@ -7,6 +7,7 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 struct Dot {
+  static constexpr bool pairs = false;
   static constexpr int width = 1, vectors = 4, rows = 2, offset = 0;
   struct Four {
     int8_t code[4];

@@ -1,4 +1,5 @@
-// Dot of four columns: ARMv8.2 dot product, or the same from products of pairs (any AArch64). Both operands are signed.
+// Dot of four columns: ARMv8.2 dot product, or the same from products of pairs (any AArch64); beside it, ARMv8.6 products of
+// two rows with two columns. Both operands are signed.
 #pragma once
 
 #include <arm_neon.h>
@@ -9,7 +10,14 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 struct Dot {
-  static constexpr int width = 4, vectors = 4, rows = 5, offset = 0;
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  static constexpr bool pairs = true;
+  static constexpr int rows = 6;
+#else
+  static constexpr bool pairs = false;
+  static constexpr int rows = 5;
+#endif
+  static constexpr int width = 4, vectors = 4, offset = 0;
   using Sum = int32x4_t;
   using Weight = int8x16_t;
   using Input = int8x16_t;
@@ -32,6 +40,25 @@ struct Dot {
 #endif
   }
   static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  struct Pair {
+    int8x16_t first, second;
+  };
+  static Pair pair(Weight k, Weight next_k) {
+    const int32x4_t a = vreinterpretq_s32_s8(k), b = vreinterpretq_s32_s8(next_k);
+    return {vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))};
+  }
+  static Input two_rows(const int8_t* row, const int8_t* next_row) { return vcombine_s8(vld1_s8(row), vld1_s8(next_row)); }
+  static void turn(Sum& a, Sum& b) {
+    const int64x2_t upper = vreinterpretq_s64_s32(a), lower = vreinterpretq_s64_s32(b);
+    a = vreinterpretq_s32_s64(vzip1q_s64(upper, lower));
+    b = vreinterpretq_s32_s64(vzip2q_s64(upper, lower));
+  }
+  static void add_pair(Sum& a, Sum& b, Pair weight, Input rows) {
+    a = vmmlaq_s32(a, rows, weight.first);
+    b = vmmlaq_s32(b, rows, weight.second);
+  }
+#endif
   static Weight low(Weight bytes) { return vandq_s8(bytes, vdupq_n_s8(15)); }
   static Weight high(Weight bytes) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(bytes), 4));

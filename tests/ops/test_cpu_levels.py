@@ -14,7 +14,7 @@ pytest.importorskip("ssmquant._native", reason="the compiled extension is not bu
 FILES = ("test_cpu.py", "test_cpu_linear.py", "test_cpu_scans.py")
 
 
-@pytest.mark.parametrize("level", ["generic", "avx2", "avxvnni", "avx512vnni", "dotprod"])
+@pytest.mark.parametrize("level", ["generic", "avx2", "avxvnni", "avx512vnni", "dotprod", "i8mm"])
 def test_every_level(level: str) -> None:
     """In a process that is held to one instruction set."""
     environment = {**os.environ, "SSMQUANT_ISA": level}
