@@ -19,6 +19,8 @@ constexpr int64_t part_steps = 32768 / step_bytes;
 constexpr int64_t expanded_bytes = 16384;
 // Bytes between what is multiplied and what is fetched, where one sweep over the weight is all.
 constexpr int64_t distance = 4096;
+// Of a group with a grid, so many codes along K meet its multiplier at once; as many as a Block has room for.
+constexpr int block_codes = 16;
 
 // What is fetched while something is multiplied, `step` bytes with each step.
 struct Ahead {
@@ -283,27 +285,38 @@ void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, con
   }
 }
 
-// sums = start + the products of a panel of groups with grids that comes by once: int8 codes are made of them in registers.
-template <int rows>
-void grid_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride, const int32_t* start,
-                int32_t* sums) {
-  const int64_t groups = weight.k / weight.group, bytes = int4_steps(weight.group) * step_bytes;
+// sums = the products of a panel of groups with grids that comes by once. Making int8 codes of the nibbles would cost more than
+// their products: they meet x themselves, a block of `steps` steps at a time, and then the multiplier. less: minus the sum of
+// each block of x.
+template <int rows, int steps>
+void grid_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, int64_t x_stride, const int32_t* less,
+                [[maybe_unused]] int64_t less_stride, int32_t* sums) {
+  const int64_t groups = weight.k / weight.group, blocks = int4_steps(weight.group) / steps;
   Sum total[rows * vectors];
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = Dot::all(start[i / vectors]); });
+  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { total[i] = Dot::all(0); });
   for (int64_t g = 0; g < groups; ++g) {
-    const uint8_t* const grids = w + bytes;
-    Dot::Affine affine[vectors];
-    repeat<vectors>([&](auto v) SSMQUANT_INLINE { affine[v] = Dot::affine(grids + v * Dot::width); });
-    const auto low = [&](const uint8_t* at, auto v) SSMQUANT_INLINE { return Dot::expand(Int4Codes::low(at), affine[v]); };
-    const auto high = [&](const uint8_t* at, auto v) SSMQUANT_INLINE { return Dot::expand(Int4Codes::high(at), affine[v]); };
-    for (; w < grids; w += step_bytes, x += Int4Codes::depth) {
-      fetch<Int4Codes>(w + distance);
-      meet<rows>(low, Dot::add, w, x, x_stride, total);
-      meet<rows>(high, Dot::add, w, x + 4, x_stride, total);
+    const uint8_t* const grids = w + blocks * steps * step_bytes;
+    for (; w < grids; w += steps * step_bytes, x += steps * Int4Codes::depth, ++less) {
+      repeat<vectors>([&](auto v) SSMQUANT_INLINE {
+        fetch<Int4Codes, steps * step_bytes / vectors>(w + distance + v * steps * step_bytes / vectors);
+        const Dot::Grid grid = Dot::grid(grids + v * Dot::width);
+        Dot::Weight codes[2 * steps];
+        repeat<steps>([&](auto s) SSMQUANT_INLINE {
+          const uint8_t* at = w + s * step_bytes + v * 4 * Dot::width;
+          codes[2 * s] = Int4Codes::low(at);
+          codes[2 * s + 1] = Int4Codes::high(at);
+        });
+        repeat<rows>([&](auto r) SSMQUANT_INLINE {
+          Dot::Block block = Dot::begin(grid, less[r * less_stride]);
+          repeat<2 * steps>([&](auto i) SSMQUANT_INLINE {
+            block = Dot::add_to_block(block, codes[i], Dot::broadcast(x + r * x_stride + 4 * i));
+          });
+          total[r * vectors + v] = Dot::scaled(total[r * vectors + v], block, grid);
+        });
+      });
     }
     fetch<Int4Codes, factor_bytes<uint8_t>>(w + distance);
     w += factor_bytes<uint8_t>;
-    repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::hold(total[i]); });
   }
   repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::store_sum(sums + i * Dot::width, total[i]); });
 }
@@ -327,13 +340,16 @@ constexpr Tiles int8_first = int8_tiles<Int8Codes<1>>(Rows{}), int8_second = int
 constexpr Tiles int4_packed = int4_tiles<Int4Codes>(Rows{}), int4_expanded = int4_tiles<ExpandedCodes>(Rows{});
 
 struct GridSweeps {
-  void (*of_rows[Dot::rows])(const LinearWeight&, const uint8_t*, const int8_t*, int64_t, const int32_t*, int32_t*);
+  void (*of_rows[Dot::rows])(const LinearWeight&, const uint8_t*, const int8_t*, int64_t, const int32_t*, int64_t, int32_t*);
 };
 
-template <int... i>
-constexpr GridSweeps all_grid_sweeps(std::integer_sequence<int, i...>) {
-  return {{&grid_sweep<i + 1>...}};
+template <int steps, int... i>
+constexpr GridSweeps grid_sweeps_of(std::integer_sequence<int, i...>) {
+  return {{&grid_sweep<i + 1, steps>...}};
 }
+
+constexpr GridSweeps grid_sweeps_by_step = grid_sweeps_of<1>(Rows{});
+constexpr GridSweeps grid_sweeps_by_block = grid_sweeps_of<block_codes / Int4Codes::depth>(Rows{});
 
 // Rows [from, from + rows) of a chunk in blocks as equal as can be, at most Dot::rows each: body(from, rows).
 template <class Body>
@@ -387,16 +403,36 @@ void find_starts(const Linear& linear, int64_t row, int64_t rows, int32_t* start
   }
 }
 
+// Codes along K that a sweep takes at a time.
+int64_t block_of(const LinearWeight& weight) { return weight.group % block_codes ? Int4Codes::depth : block_codes; }
+
+// less[i] = minus the sum of the `size` codes of block i of a row.
+template <int size>
+void find_less(const int8_t* x, int64_t blocks, int32_t* less) {
+  constexpr int64_t at_once = 64, fours = size / 4;
+  int32_t sums[at_once * fours];
+  for (; blocks > 0; blocks -= at_once, x += at_once * size, less += at_once) {
+    const int64_t count = blocks < at_once ? blocks : at_once;
+    for (int64_t i = 0; i < count * fours; i += Dot::width) Dot::store_sum(sums + i, Dot::fours(x + 4 * i));
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t sum = 0;
+      for (int64_t four = 0; four < fours; ++four) sum += sums[i * fours + four];
+      less[i] = -sum;
+    }
+  }
+}
+
 void grid_sweeps(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
   const LinearWeight& weight = linear.weight;
-  const int64_t bytes = panel_bytes(weight);
-  int32_t start[Dot::rows];
-  find_starts(linear, row, rows, start);
-  static constexpr GridSweeps sweeps = all_grid_sweeps(Rows{});
-  const auto sweep = sweeps.of_rows[rows - 1];
+  const int64_t bytes = panel_bytes(weight), size = block_of(weight), blocks = weight.k / size;
+  const int8_t* x = linear.x + row * linear.x_stride;
+  int32_t less[linear_max_groups];
+  const auto find = size == block_codes ? &find_less<block_codes> : &find_less<Int4Codes::depth>;
+  for (int64_t r = 0; r < rows; ++r) find(x + r * linear.x_stride, blocks, less + r * blocks);
+  const auto sweep = (size == block_codes ? grid_sweeps_by_block : grid_sweeps_by_step).of_rows[rows - 1];
   alignas(64) int32_t sums[Dot::rows * panel_columns];
   for (int64_t panel = first; panel < last; ++panel) {
-    sweep(weight, weight.packed + panel * bytes, linear.x + row * linear.x_stride, linear.x_stride, start, sums);
+    sweep(weight, weight.packed + panel * bytes, x, linear.x_stride, less, blocks, sums);
     finish(linear, row, rows, panel * panel_columns, sums, nullptr);
   }
 }
@@ -513,7 +549,8 @@ void int4_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first,
 }
 
 void int4_progressive_panels(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  (rows > Dot::rows ? integer_panels : grid_sweeps)(linear, row, rows, first, last);
+  const bool sweeps = rows <= Dot::rows && rows * (linear.weight.k / block_of(linear.weight)) <= linear_max_groups;
+  (sweeps ? grid_sweeps : integer_panels)(linear, row, rows, first, last);
 }
 
 void panels_of_type(const Linear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {

@@ -41,11 +41,26 @@ struct Dot {
   static Weight expand(Weight bytes, Affine affine) {
     return _mm512_add_epi8(_mm512_mullo_epi16(bytes, affine.times), affine.plus);
   }
+  // A block is the lower half of a column; whatever is in the upper half, the multiplier there is zero.
+  using Block = __m512i;
+  struct Grid {
+    __m512i times, zero;
+  };
+  static Grid grid(const uint8_t* bytes) {
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    return {_mm512_and_si512(both, all(15)), _mm512_srli_epi32(both, 4)};
+  }
+  static Block begin(Grid grid, int32_t less) { return _mm512_mullo_epi16(grid.zero, all(less)); }
+  static Block add_to_block(Block block, Weight weight, Input input) { return add(block, weight, input); }
+  static Sum scaled(Sum sum, Block block, Grid grid) { return _mm512_dpwssd_epi32(sum, block, grid.times); }
   static Sum load_sum(const int32_t* from) { return _mm512_loadu_si512(from); }
   static void store_sum(int32_t* to, Sum sum) { _mm512_storeu_si512(to, sum); }
   static void hold(Sum& sum) { __asm__("" : "+v"(sum)); }
   static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
   static F32 to_float(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
+  static Sum fours(const int8_t* x) {
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(x));
+  }
   static int32_t total(const int8_t* x, int64_t n) {
     const __m512i one = _mm512_set1_epi8(1);
     __m512i sum = _mm512_setzero_si512();

@@ -19,12 +19,18 @@
 //     add_pair(a, b, pair, rows)      adds the products with the int8 codes to both
 //   Affine, affine(bytes)       multiplier and zero of each column, from the low and the high nibble of a byte each
 //   expand(weight, affine)      -> Weight, (byte - zero) * multiplier as an int8 code, of bytes in 0..15
+//   Grid, grid(bytes)           multiplier and zero of each column, as of an Affine
+//   Block, begin(grid, less)    sums of products with (byte - zero), bytes in 0..15, of at most 16 codes along K, which have room
+//                               in 16 bits; less is minus the sum of these codes of x
+//   add_to_block(block, weight, input)   block + products with bytes
+//   scaled(sum, block, grid)    sum + multiplier * block
 //   store(bytes, weight)        as it was loaded
 //   join(a, b)                  a + b
 //   hold(sum)                   the compiler must have the sum in a register here. Behind a loop that adds to many sums, this
 //                               keeps gcc 12 from writing all of them to memory in each round.
 //   to_float(sum) -> F32        rounded as the processor rounds, to nearest even
 //   total(x, n) -> int32        sum of n codes
+//   fours(x) -> Sum             sums of four neighbours each, of 4 * width codes
 #pragma once
 
 #include <type_traits>

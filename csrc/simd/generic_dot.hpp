@@ -49,11 +49,20 @@ struct Dot {
     for (int8_t& code : bytes.code) code = static_cast<int8_t>((code - affine.zero) * affine.times);
     return bytes;
   }
+  using Block = int32_t;
+  struct Grid {
+    int32_t times, zero;
+  };
+  static Grid grid(const uint8_t* byte) { return {*byte & 15, *byte >> 4}; }
+  static Block begin(Grid grid, int32_t less) { return grid.zero * less; }
+  static Block add_to_block(Block block, Weight weight, Input input) { return add(block, weight, input); }
+  static Sum scaled(Sum sum, Block block, Grid grid) { return sum + block * grid.times; }
   static Sum load_sum(const int32_t* from) { return *from; }
   static void store_sum(int32_t* to, Sum sum) { *to = sum; }
   static void hold(Sum&) {}
   static Sum join(Sum a, Sum b) { return a + b; }
   static F32 to_float(Sum sum) { return {static_cast<float>(sum)}; }
+  static Sum fours(const int8_t* x) { return total(x, 4); }
   static int32_t total(const int8_t* x, int64_t n) {
     int32_t all = 0;
     for (int64_t i = 0; i < n; ++i) all += x[i];

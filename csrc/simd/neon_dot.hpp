@@ -75,11 +75,25 @@ struct Dot {
     return {times, vnegq_s8(vmulq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), times))};
   }
   static Weight expand(Weight bytes, Affine affine) { return vmlaq_s8(affine.plus, bytes, affine.times); }
+  using Block = int32x4_t;
+  struct Grid {
+    int32x4_t times, zero;
+  };
+  static Grid grid(const uint8_t* bytes) {
+    uint32_t four;
+    memcpy(&four, bytes, 4);
+    const uint32x4_t both = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
+    return {vreinterpretq_s32_u32(vandq_u32(both, vdupq_n_u32(15))), vreinterpretq_s32_u32(vshrq_n_u32(both, 4))};
+  }
+  static Block begin(Grid grid, int32_t less) { return vmulq_n_s32(grid.zero, less); }
+  static Block add_to_block(Block block, Weight weight, Input input) { return add(block, weight, input); }
+  static Sum scaled(Sum sum, Block block, Grid grid) { return vmlaq_s32(sum, block, grid.times); }
   static Sum load_sum(const int32_t* from) { return vld1q_s32(from); }
   static void store_sum(int32_t* to, Sum sum) { vst1q_s32(to, sum); }
   static void hold(Sum& sum) { __asm__("" : "+w"(sum)); }
   static Sum join(Sum a, Sum b) { return vaddq_s32(a, b); }
   static F32 to_float(Sum sum) { return {vcvtq_f32_s32(sum)}; }
+  static Sum fours(const int8_t* x) { return add(all(0), vdupq_n_s8(1), vld1q_s8(x)); }
   static int32_t total(const int8_t* x, int64_t n) {
     Sum sum = vdupq_n_s32(0);
     int64_t i = 0;

@@ -53,8 +53,11 @@ struct Product {
     if (extreme) {
       for (int8_t& code : x) code = draw.below(2) ? 127 : -127;
       for (int8_t& code : w) code = static_cast<int8_t>(draw.below(2) ? highest : lowest);
-      std::memset(x.data(), 127, s.k);  // one sum at the limit
+      // Sums at both limits, and, of a group with its zero at the other end, all the way to them.
+      std::memset(x.data(), 127, s.k);
       std::memset(w.data(), highest, s.k);
+      if (s.rows > 1) std::memset(x.data() + stride, -127, s.k);
+      if (s.n > 1) std::memset(w.data() + s.k, lowest, s.k);
     }
     x_scale = draw.floats(draw.below(2) ? s.rows : 1, 0.01f, 0.02f);
     w_scale = draw.floats(s.type == WeightType::int4 ? s.n * (s.k / s.group) : draw.below(2) ? s.n : 1, 0.001f, 0.002f);
@@ -78,7 +81,9 @@ struct Product {
       pack_halves(kernel.pack_int4, w_scale);
     } else if (s.type == WeightType::int4_progressive) {
       for (int64_t group = 0; group < s.n * (s.k / s.group); ++group) {
-        const int zero = draw.below(16) - 8, furthest = zero < 0 ? 7 - zero : zero + 8, largest = 127 / furthest;
+        const int64_t row = group / (s.k / s.group);
+        const int drawn = draw.below(16) - 8, zero = !extreme || row > 1 ? drawn : row ? highest : lowest;
+        const int furthest = zero < 0 ? 7 - zero : zero + 8, largest = 127 / furthest;
         const int multiplier = extreme ? largest : 1 + draw.below(largest);
         grid.push_back(static_cast<uint8_t>(multiplier | (zero + 8) << 4));
         for (int64_t i = group * s.group; i < (group + 1) * s.group; ++i) {
@@ -170,6 +175,7 @@ TEST(linear) {
           check(WeightType::int4, group);
           if (group % 8 == 0) check(WeightType::int4_progressive, group);
         }
+        if (k % 8 == 0) check(WeightType::int4_progressive, 8);
       }
     }
   }
@@ -188,6 +194,9 @@ TEST(linear_deep) {
     for (const int64_t group : {128, 64, 5120}) check(WeightType::int4, group);
     for (const int64_t group : {16, 32, 64, 128, 640, 5120}) check(WeightType::int4_progressive, group);
   }
+  // More blocks of codes than a sweep has room for.
+  Product product(draw, {2, 3, 66000, WeightType::int4_progressive, 8}, true);
+  product.check(kernels().linear.tasks(product.linear.weight, 2, 1), pool);
 }
 
 TEST(embed) {
