@@ -26,7 +26,7 @@ void pack_panels(ThreadPool& pool, const void* codes, int64_t n, int64_t row_byt
 
 PackedLinear::PackedLinear(WeightType type, int64_t n, int64_t k, int64_t group, std::vector<float> scale)
     : weight_{nullptr, type, n, k, group}, scale_{std::move(scale)} {
-  packed_ = Buffer(kernels().linear.packed_bytes(weight_));
+  packed_ = Buffer::beside_others(kernels().linear.packed_bytes(weight_));
   weight_.packed = packed_.data();
 }
 

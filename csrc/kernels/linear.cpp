@@ -120,6 +120,14 @@ SSMQUANT_INLINE inline void multiply_pairs(const uint8_t* w, const int8_t* x, in
   turn();
 }
 
+// Of a sweep whose instructions take a good part of the time that its bytes need: far away into the second cache, and from there
+// into the first, so that no instruction waits while others could ask for more.
+template <int64_t bytes = step_bytes>
+SSMQUANT_INLINE inline void fetch_twice(const uint8_t* w) {
+  fetch<Int4Codes, bytes>(w + distance);
+  fetch<Int8Codes<1>, bytes>(w + distance / 2);
+}
+
 // sums[row][vector] += the products of `steps` steps. With few rows, neighbouring steps go to sums of their own, because one
 // product must not wait for another.
 template <class Codes, int rows>
@@ -221,11 +229,11 @@ void int4_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, i
     });
     const int8_t* codes = x + at;
     for (int64_t step = 0; step < steps; ++step, w += step_bytes, codes += Int4Codes::depth) {
-      fetch<Int4Codes>(w + distance);
+      fetch_twice(w);
       meet<rows>(Int4Codes::low, Dot::add_small, w, codes, x_stride, low);
       meet<rows>(Int4Codes::high, Dot::add_small, w, codes + 4, x_stride, high);
     }
-    fetch<Int4Codes, factor_bytes<float>>(w + distance);
+    fetch_twice<factor_bytes<float>>(w);
     repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE {
       Dot::hold(low[i]);
       Dot::hold(high[i]);
@@ -298,7 +306,7 @@ void grid_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, i
     const uint8_t* const grids = w + blocks * steps * step_bytes;
     for (; w < grids; w += steps * step_bytes, x += steps * Int4Codes::depth, ++less) {
       repeat<vectors>([&](auto v) SSMQUANT_INLINE {
-        fetch<Int4Codes, steps * step_bytes / vectors>(w + distance + v * steps * step_bytes / vectors);
+        fetch_twice<steps * step_bytes / vectors>(w + v * steps * step_bytes / vectors);
         const Dot::Grid grid = Dot::grid(grids + v * Dot::width);
         Dot::Weight codes[2 * steps];
         repeat<steps>([&](auto s) SSMQUANT_INLINE {
@@ -315,7 +323,7 @@ void grid_sweep(const LinearWeight& weight, const uint8_t* w, const int8_t* x, i
         });
       });
     }
-    fetch<Int4Codes, factor_bytes<uint8_t>>(w + distance);
+    fetch_twice<factor_bytes<uint8_t>>(w);
     w += factor_bytes<uint8_t>;
   }
   repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { Dot::store_sum(sums + i * Dot::width, total[i]); });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 namespace ssmquant {
@@ -15,7 +16,10 @@ class Buffer {
   Buffer() = default;
   // Memory of unknown content. Throws std::bad_alloc.
   explicit Buffer(int64_t bytes);
-  ~Buffer();
+  // The same, behind the one that was made so before it. For what lives as long as its neighbours and is read in order, as the
+  // weights of a model: alone, one of a few MB would fill hardly a large page, and reading is a third slower in small ones.
+  static Buffer beside_others(int64_t bytes);
+
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     swap(other);
@@ -37,14 +41,16 @@ class Buffer {
 
  private:
   void swap(Buffer& other) {
+    std::swap(memory_, other.memory_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
-    std::swap(mapped_, other.mapped_);
   }
 
+  Buffer(std::shared_ptr<uint8_t> memory, int64_t bytes) : memory_(std::move(memory)), data_(memory_.get()), size_(bytes) {}
+
+  std::shared_ptr<uint8_t> memory_;
   uint8_t* data_ = nullptr;
   int64_t size_ = 0;
-  bool mapped_ = false;
 };
 
 }  // namespace ssmquant
