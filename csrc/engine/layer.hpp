@@ -41,40 +41,41 @@ class Scratch {
 struct Block {
   int64_t rows = 0;
   std::vector<Span> steps, pieces;
-  float* residual = nullptr;          // [rows, d_model]
-  int8_t* normed = nullptr;           // [rows, d_model]
-  int8_t* projected = nullptr;        // [rows, in_proj]
-  int8_t* convolved = nullptr;        // [rows, channels of the convolution]
-  int8_t* selected = nullptr;         // [rows, x_proj], Mamba-1
-  float* selected_floats = nullptr;   // the same before its codes
-  int8_t* dt = nullptr;               // [rows, d_inner], Mamba-1
-  float* scanned = nullptr;           // [rows, d_inner]
-  int8_t* gated = nullptr;            // [rows, d_inner]
+  float* residual = nullptr;         // [rows, d_model]
+  float* scanned = nullptr;          // [rows, d_inner]
+  float* selected_floats = nullptr;  // [rows, x_proj], Mamba-1, before it is normalised
+  // Memory of rows that are codes or floats, as the layer has it.
+  uint8_t* normed = nullptr;     // [rows, d_model]
+  uint8_t* projected = nullptr;  // [rows, in_proj]
+  uint8_t* convolved = nullptr;  // [rows, channels of the convolution]
+  uint8_t* selected = nullptr;   // [rows, x_proj], Mamba-1
+  uint8_t* dt = nullptr;         // [rows, d_inner], Mamba-1
+  uint8_t* gated = nullptr;      // [rows, d_inner]
   Scratch scratch;
 };
 
-// RMS norm whose results are codes.
 struct Norm {
   std::vector<float> weight;
   float eps = 0.0f;
-  float reciprocal = 1.0f;
+  Sites sites;
 
   int64_t channels() const { return static_cast<int64_t>(weight.size()); }
-  // x [rows, channels] -> out.
-  void run(ThreadPool& pool, float* x, int64_t rows, int8_t* out) const;
+  // Rows of x, [rows, channels], as the sites have them.
+  Rows run(ThreadPool& pool, float* x, int64_t rows, uint8_t* out) const;
 };
 
-// Causal convolution over codes.
+// Causal convolution.
 struct Convolution {
   int64_t channels = 0, taps = 0;
-  std::vector<int8_t> codes;  // [taps, channels]
-  Factors scale;              // x_scale * weight_scale
+  bool takes_codes = false;
+  std::vector<int8_t> codes;  // [taps, channels], or none
+  std::vector<float> floats;  // the same where there are no codes
+  Factors scale;              // of codes that come in: x_scale * weight_scale where they meet codes, else x_scale
   std::vector<float> bias;    // [channels], or empty
-  Factors reciprocal;
+  Sites sites;
 
-  // Some tokens of a sequence for channels [first, last): rows of codes x, behind taps - 1 rows of those before them, to rows
-  // of `channels` codes.
-  void run(const int8_t* x, int64_t x_stride, int64_t tokens, int64_t first, int64_t last, int8_t* out) const;
+  // Some tokens of a sequence for channels [first, last): rows of x, behind taps - 1 rows of those before them.
+  void run(const Rows& x, int64_t tokens, int64_t first, int64_t last, const Rows& out) const;
 };
 
 // The Hadamard transform before out_proj, or none.
@@ -86,9 +87,9 @@ struct Transform {
   Hadamard kernel() const { return {wanted, m, base.empty() ? nullptr : base.data()}; }
 };
 
-// Widths of a layer's rows, for the buffers of a block.
+// Bytes of a layer's rows, for the buffers of a block.
 struct Widths {
-  int64_t projected, convolved, selected, dt, inner;
+  int64_t normed, projected, convolved, selected, selected_floats, dt, scanned, gated;
 };
 
 // residual += out_proj(mixer(norm(residual)))
@@ -105,10 +106,10 @@ class Layer {
   // Adds this layer's memory to a layout.
   void lay_out(StateLayout& layout);
 
-  // Fills the pending tokens of a state from the codes that the scan read, rows of x, B and dt.
-  void restore(ThreadPool& pool, const SequenceState& state, const int8_t* x, const int8_t* B, const int8_t* dt) const;
+  // Fills the pending tokens of a state from what the scan read, rows of x, B and dt.
+  void restore(ThreadPool& pool, const SequenceState& state, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const;
 
-  virtual Widths widths() const = 0;
+  virtual Widths widths() const;
   virtual int64_t bytes() const;
 
  protected:
@@ -123,16 +124,21 @@ class Layer {
   // From block.projected to block.gated.
   virtual void mix(ThreadPool& pool, Block& block) const = 0;
   // Scans tokens that do not reach a rounding for what is kept of them alone; rows as for `restore`.
-  virtual void rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const = 0;
+  virtual void rescan(ThreadPool& pool, const Span& span, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const = 0;
+
+  // A block's rows, as this layer has them.
+  Rows projected(const Block& block) const { return {block.projected, conv_.takes_codes, in_proj_->outputs()}; }
+  Rows convolved(const Block& block) const { return {block.convolved, conv_.sites.codes(), conv_.channels}; }
+  Rows gated(const Block& block) const { return {block.gated, out_proj_->takes_codes(), out_proj_->inputs()}; }
 
   // The convolution of all pieces, whose inputs begin at column `offset` of block.projected.
   void convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) const;
   // Puts the input of a step behind the newest inputs before it, and returns where it is.
-  const int8_t* enter_window(const Block& block, const Span& span, int64_t offset) const;
+  Rows enter_window(const Block& block, const Span& span, int64_t offset) const;
 
-  // Keeps the codes of dt, rows `stride` apart, of the tokens that are pending after a span: the scan keeps what it makes of
-  // them, a saved state needs themselves.
-  void keep_dt(const Span& span, const int8_t* dt, int64_t stride) const;
+  // Keeps dt, rows `stride` bytes apart, of the tokens that are pending after a span: the scan keeps what it makes of it, a
+  // saved state needs itself.
+  void keep_dt(const Span& span, const uint8_t* dt, int64_t stride) const;
 
   int64_t pending(const Span& span) const { return memory_.interval ? span.position % memory_.interval : 0; }
   // Whether a span's end is behind a rounding of the state.

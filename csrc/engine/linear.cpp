@@ -62,36 +62,64 @@ PackedLinear PackedLinear::int4_progressive(ThreadPool& pool, const uint8_t* cod
   return made;
 }
 
+PackedLinear PackedLinear::int4_asymmetric(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale,
+                                           const int8_t* zero_point, int64_t groups, bool consume) {
+  const int64_t group = k / groups;
+  PackedLinear made(WeightType::int4_asymmetric, n, k, group, {});
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_int4_asymmetric(codes, scale, zero_point, n, k, group, first, last, packed);
+  });
+  return made;
+}
+
+PackedLinear PackedLinear::halves(ThreadPool& pool, const uint16_t* values, int64_t n, int64_t k, bool consume) {
+  PackedLinear made(WeightType::float16, n, k, 0, {});
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, values, n, 2 * k, consume, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_halves(values, n, k, first, last, packed);
+  });
+  return made;
+}
+
+PackedLinear PackedLinear::singles(ThreadPool& pool, const float* values, WeightType type, int64_t n, int64_t k, bool consume) {
+  PackedLinear made(type, n, k, 0, {});
+  uint8_t* packed = made.packed_.data();
+  pack_panels(pool, values, n, 4 * k, consume, [&](int64_t first, int64_t last) {
+    kernels().linear.pack_singles(values, type, n, k, first, last, packed);
+  });
+  return made;
+}
+
 Pieces PackedLinear::pieces(int64_t rows, int threads) const {
-  const LinearKernels& kernel = kernels().linear;
-  const LinearTasks tasks = kernel.tasks(weight_, rows, threads);
+  const LinearTasks tasks = takes_codes() ? kernels().linear.tasks(weight_, rows, threads)
+                                          : kernels().float_linear.tasks(weight_, rows, threads);
   if (tasks.rows < rows) return {};  // a task reads what others read, too: there are rows enough to hide it
   LinearWeight part = weight_;
-  part.n = tasks.panels * kernel.panel;
-  return {packed_.data(), kernel.packed_bytes(part), tasks.count};
+  part.n = tasks.panels * kernels().linear.panel;
+  return {packed_.data(), kernels().linear.packed_bytes(part), tasks.count};
 }
 
-Linear PackedLinear::product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const {
-  return {weight_, scale_.scale(), x, rows, x_stride, {&x_scale, 0}, bias.empty() ? nullptr : bias.data(), out, add};
+Product PackedLinear::product(const Rows& x, int64_t rows, Output out, bool add) const {
+  const float* const biases = bias.empty() ? nullptr : bias.data();
+  if (!takes_codes()) return Product(FloatLinear{weight_, scale_.scale(), x.floats(), rows, x.stride, biases, out, add});
+  const Input codes = x.input(x_scale);
+  return Product(Linear{weight_, scale_.scale(), codes.codes, rows, x.stride, codes.scale, biases, out, add});
 }
 
-Linear PackedLinear::to_codes(const int8_t* x, int64_t rows, int64_t x_stride, int8_t* out, int64_t out_stride) const {
-  return product(x, rows, x_stride, {out, nullptr, reciprocal.scale(), out_stride}, false);
+LinearTasks Product::tasks(int threads) const {
+  return of_codes_ ? kernels().linear.tasks(linear_.weight, linear_.rows, threads)
+                   : kernels().float_linear.tasks(floats_.weight, floats_.rows, threads);
 }
 
-Linear PackedLinear::to_floats(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const {
-  return product(x, rows, x_stride, {nullptr, out, {nullptr, 0}, out_stride}, false);
+void Product::run(const LinearTasks& tasks, int64_t task) const {
+  of_codes_ ? kernels().linear.run(linear_, tasks, task) : kernels().float_linear.run(floats_, tasks, task);
 }
 
-Linear PackedLinear::added_to(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const {
-  return product(x, rows, x_stride, {nullptr, out, {nullptr, 0}, out_stride}, true);
-}
-
-void multiply(ThreadPool& pool, const Linear& linear, const PackedLinear& next) {
-  const LinearKernels& kernel = kernels().linear;
-  const LinearTasks tasks = kernel.tasks(linear.weight, linear.rows, pool.size());
-  pool.expect(next.pieces(linear.rows, pool.size()));
-  pool.run(tasks.count, [&](int64_t task) { kernel.run(linear, tasks, task); });
+void multiply(ThreadPool& pool, const Product& product, const PackedLinear& next) {
+  const LinearTasks tasks = product.tasks(pool.size());
+  pool.expect(next.pieces(product.rows(), pool.size()));
+  pool.run(tasks.count, [&](int64_t task) { product.run(tasks, task); });
 }
 
 }  // namespace ssmquant

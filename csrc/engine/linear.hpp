@@ -4,21 +4,27 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/rows.hpp"
 #include "kernels/kernels.hpp"
 #include "runtime/buffer.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace ssmquant {
 
-// One float for all channels, one a channel, or none.
-struct Factors {
-  std::vector<float> values;
+// A product over some rows: of codes, exact in integers, or of floats.
+class Product {
+ public:
+  explicit Product(const Linear& linear) : of_codes_(true), linear_(linear), floats_{} {}
+  explicit Product(const FloatLinear& linear) : of_codes_(false), linear_{}, floats_(linear) {}
 
-  Scale scale() const { return {values.empty() ? nullptr : values.data(), values.size() > 1 ? int64_t{1} : int64_t{0}}; }
-  Scale from(int64_t channel) const {
-    const Scale all = scale();
-    return {all.values ? all.values + channel * all.step : nullptr, all.step};
-  }
+  int64_t rows() const { return of_codes_ ? linear_.rows : floats_.rows; }
+  LinearTasks tasks(int threads) const;
+  void run(const LinearTasks& tasks, int64_t task) const;
+
+ private:
+  bool of_codes_;
+  Linear linear_;
+  FloatLinear floats_;
 };
 
 class PackedLinear {
@@ -32,21 +38,32 @@ class PackedLinear {
   // int4_progressive: packed codes [n, k / 2], grid [n, groups], scale [1] or [n].
   static PackedLinear int4_progressive(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const uint8_t* grid,
                                        int64_t groups, std::vector<float> scale, bool consume);
+  // int4_asymmetric: packed codes [n, k / 2], scale and zero_point [n, groups].
+  static PackedLinear int4_asymmetric(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale,
+                                      const int8_t* zero_point, int64_t groups, bool consume);
+  // Numbers [n, k]: float16, as bits, or float32 ones that are kept in a type that has all of them.
+  static PackedLinear halves(ThreadPool& pool, const uint16_t* values, int64_t n, int64_t k, bool consume);
+  static PackedLinear singles(ThreadPool& pool, const float* values, WeightType type, int64_t n, int64_t k, bool consume);
 
-  float x_scale = 1.0f;        // of the codes that come in
-  std::vector<float> bias;     // [n], or empty
-  Factors reciprocal;          // of the codes that go out; none: floats go out
+  Factors x_scale;          // of the codes that come in, one for all; none: floats come in
+  std::vector<float> bias;  // [n], or empty
+  Sites sites;              // that its results are
 
   int64_t inputs() const { return weight_.k; }
   int64_t outputs() const { return weight_.n; }
   int64_t bytes() const { return packed_.size(); }
+  bool takes_codes() const { return !x_scale.values.empty(); }
   const LinearWeight& weight() const { return weight_; }
   const Factors& weight_scale() const { return scale_; }
 
-  // The product of rows of codes, as codes, as floats, or added to floats. Behind x are linear_overread readable bytes.
-  Linear to_codes(const int8_t* x, int64_t rows, int64_t x_stride, int8_t* out, int64_t out_stride) const;
-  Linear to_floats(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
-  Linear added_to(const int8_t* x, int64_t rows, int64_t x_stride, float* out, int64_t out_stride) const;
+  // The product of rows, as its sites have it, as floats, or added to floats. Behind x are linear_overread readable bytes.
+  Product to_sites(const Rows& x, int64_t rows, const Rows& out) const { return product(x, rows, out.output(sites.reciprocal.scale()), false); }
+  Product to_floats(const Rows& x, int64_t rows, float* out, int64_t out_stride) const {
+    return product(x, rows, {nullptr, out, {nullptr, 0}, out_stride}, false);
+  }
+  Product added_to(const Rows& x, int64_t rows, float* out, int64_t out_stride) const {
+    return product(x, rows, {nullptr, out, {nullptr, 0}, out_stride}, true);
+  }
 
   // What the tasks of a product of so many rows read, if each reads a part of its own.
   Pieces pieces(int64_t rows, int threads) const;
@@ -54,7 +71,7 @@ class PackedLinear {
  private:
   PackedLinear(WeightType type, int64_t n, int64_t k, int64_t group, std::vector<float> scale);
 
-  Linear product(const int8_t* x, int64_t rows, int64_t x_stride, Output out, bool add) const;
+  Product product(const Rows& x, int64_t rows, Output out, bool add) const;
 
   Buffer packed_;
   LinearWeight weight_;
@@ -63,6 +80,6 @@ class PackedLinear {
 
 // Runs a product on the pool. Threads that have nothing left to do of it, or of what comes between the two, fetch the beginning
 // of the weight that the `next` product of as many rows reads: of few rows, most of the time goes into reading.
-void multiply(ThreadPool& pool, const Linear& linear, const PackedLinear& next);
+void multiply(ThreadPool& pool, const Product& product, const PackedLinear& next);
 
 }  // namespace ssmquant

@@ -1,4 +1,4 @@
-// The Mamba-1 mixer (modules/mamba1.py) over codes.
+// The Mamba-1 mixer (modules/mamba1.py).
 #pragma once
 
 #include "engine/layer.hpp"
@@ -9,12 +9,12 @@ struct Mamba1Constants {
   int64_t d_state, dt_rank;
   std::vector<float> A;           // [d_state, d_inner], -exp(A_log) transposed
   std::vector<float> D, dt_bias;  // [d_inner]
-  Factors z_scale, x_scale, B_scale, C_scale, dt_scale;
-  // Of the norms without gain on dt, B and C, whose codes these are then; negative: there are none.
+  Factors z_scale, x_scale, B_scale, C_scale, dt_scale;  // where they are codes
+  // Of the norms without gain on dt, B and C; negative: there are none.
   float select_eps;
-  Factors dt_in_reciprocal, B_reciprocal, C_reciprocal;
+  Sites selected;  // dt, B and C
   Transform transform;
-  Factors y_reciprocal;
+  Sites y;
   StateType state_type;
   int64_t interval;
   std::vector<float> state_scale;  // of an int8 state: [1] or [d_inner]
@@ -32,13 +32,14 @@ class Mamba1Layer : public Layer {
   LayerLayout lay_out_scan(StateLayout& layout) const override;
   const PackedLinear& after_in_proj() const override { return *x_proj_; }
   void mix(ThreadPool& pool, Block& block) const override;
-  void rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const override;
+  void rescan(ThreadPool& pool, const Span& span, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const override;
 
  private:
   void convolve_steps(ThreadPool& pool, Block& block) const;
   void select(ThreadPool& pool, Block& block) const;
-  // The scan of all spans, with `dt`, the product that gives their dt.
-  void scan(ThreadPool& pool, Block& block, const Linear& dt) const;
+  void scan(ThreadPool& pool, Block& block) const;
+  Rows selected(const Block& block) const { return {block.selected, c_.selected.codes(), x_proj_->outputs()}; }
+  Rows dt(const Block& block) const { return {block.dt, dt_proj_->sites.codes(), conv_.channels}; }
   void carry_channels(const Span& span, int64_t first, int64_t last) const;
   ScanSequence sequence(const Span& span) const;
   ScanInputs inputs(const Block& block, const Span& span) const;

@@ -8,10 +8,10 @@ namespace {
 
 // Arrays of pending tokens.
 enum : size_t {
-  kX = LayerLayout::x_codes,          // [heads, interval, headdim]
-  kB = LayerLayout::B_codes,          // [groups, interval, d_state]
-  kDtCodes = LayerLayout::dt_codes,   // [interval, heads]
-  kDt = LayerLayout::others,          // [heads, interval], as the next two
+  kX = LayerLayout::x_inputs,          // [heads, interval, headdim]
+  kB = LayerLayout::B_inputs,          // [groups, interval, d_state]
+  kDtInputs = LayerLayout::dt_inputs,  // [interval, heads]
+  kDt = LayerLayout::others,           // [heads, interval], as the next two
   kDecay,
   kDecayLow
 };
@@ -31,15 +31,16 @@ Mamba2Layer::Mamba2Layer(Norm norm, Weights in_proj, Convolution conv, Mamba2Con
           c_.interval, c_.state_scale.data(), c_.state_row.empty() ? nullptr : c_.state_row.data(), c_.state_columns};
 }
 
-Widths Mamba2Layer::widths() const { return {in_proj_->outputs(), conv_.channels, 0, 0, c_.d_inner()}; }
-
 LayerLayout Mamba2Layer::lay_out_scan(StateLayout& layout) const {
   LayerLayout memory;
   memory.interval = c_.interval;
   memory.state = layout.in_epoch(c_.heads, c_.headdim * c_.d_state * element_bytes(c_.state_type));
-  memory.pending = {layout.in_epoch(c_.heads, c_.interval * c_.headdim), layout.in_epoch(c_.groups, c_.interval * c_.d_state),
-                    layout.in_epoch(c_.interval, c_.heads), layout.in_epoch(c_.heads, c_.interval * kFloat), layout.in_epoch(c_.heads, c_.interval * kFloat),
-                    layout.in_epoch(c_.heads, c_.interval * kFloat)};
+  const bool codes = conv_.sites.codes();
+  memory.pending = {layout.in_epoch(c_.heads, channel_bytes(codes, c_.interval * c_.headdim)),
+                    layout.in_epoch(c_.groups, channel_bytes(codes, c_.interval * c_.d_state)),
+                    layout.in_epoch(c_.interval, channel_bytes(conv_.takes_codes, c_.heads)),
+                    layout.in_epoch(c_.heads, c_.interval * kFloat),
+                    layout.in_epoch(c_.heads, c_.interval * kFloat), layout.in_epoch(c_.heads, c_.interval * kFloat)};
   return memory;
 }
 
@@ -49,27 +50,30 @@ void Mamba2Layer::mix(ThreadPool& pool, Block& block) const {
     convolve_pieces(pool, block, c_.d_inner());
     for (const Span& span : block.pieces) run_piece(pool, block, span);
   }
-  const int64_t inner = c_.d_inner(), width = in_proj_->outputs(), parts = cuts(pool, block.rows);
+  const int64_t inner = c_.d_inner(), parts = cuts(pool, block.rows);
+  const Rows gated = this->gated(block);
   float* work = block.scratch.of<float>(parts * inner);
   pool.run(parts, [&](int64_t part) {
     const int64_t first = bound(block.rows, part, parts), last = bound(block.rows, part + 1, parts);
-    const Input z{block.projected + first * width, nullptr, c_.z_scale.scale(), width};
-    const Output codes{block.gated + first * inner, nullptr, c_.y_reciprocal.scale(), inner};
-    kernels().pointwise.gated_rms_norm(block.scanned + first * inner, z, last - first, inner, c_.norm_weight.data(),
-                                       c_.norm_eps, inner / c_.groups, c_.transform.kernel(), work + part * inner, codes);
+    kernels().pointwise.gated_rms_norm(block.scanned + first * inner, projected(block).from(first).input(c_.z_scale),
+                                       last - first, inner, c_.norm_weight.data(), c_.norm_eps, inner / c_.groups,
+                                       c_.transform.kernel(), work + part * inner,
+                                       gated.from(first).output(c_.y.reciprocal.scale()));
   });
+  c_.y.round(pool, gated, block.rows);
 }
 
 void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
   const int64_t inner = c_.d_inner(), channels = conv_.channels, rows = static_cast<int64_t>(block.steps.size());
+  const Rows projected = this->projected(block), convolved = this->convolved(block);
   // B and C, which all heads of a group read: less work than waking a thread, for few rows.
   const int64_t rows_at_once = rows < 4 ? rows : 1;
   pool.run((rows + rows_at_once - 1) / rows_at_once, [&](int64_t task) {
     for (int64_t row = task * rows_at_once; row < rows && row < (task + 1) * rows_at_once; ++row) {
       const Span& span = block.steps[static_cast<size_t>(row)];
       carry_groups(span);
-      keep_dt(span, block.projected + span.row * in_proj_->outputs() + inner + channels, in_proj_->outputs());
-      conv_.run(enter_window(block, span, inner), channels, 1, inner, channels, block.convolved + span.row * channels);
+      keep_dt(span, projected.from(span.row, inner + channels).data, projected.bytes(projected.stride));
+      conv_.run(enter_window(block, span, inner), 1, inner, channels, convolved.from(span.row));
     }
   });
   const int64_t parts = (cuts(pool, c_.heads * rows) + rows - 1) / rows;  // of each row
@@ -78,9 +82,8 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
   pool.run(rows * parts, [&](int64_t task) {
     const Span& span = block.steps[static_cast<size_t>(task / parts)];
     const int64_t first = bound(c_.heads, task % parts, parts), last = bound(c_.heads, task % parts + 1, parts);
-    const uint8_t* window = span.after->window->data() + memory_.window + (conv_.taps - 1) * channels;
-    conv_.run(reinterpret_cast<const int8_t*>(window), channels, 1, first * c_.headdim, last * c_.headdim,
-              block.convolved + span.row * channels);
+    const Rows window{span.after->window->data() + memory_.window, conv_.takes_codes, channels};
+    conv_.run(window.from(conv_.taps - 1), 1, first * c_.headdim, last * c_.headdim, convolved.from(span.row));
     carry_heads(span, first, last);
     kernels().ssd.step(ssd_, sequence(span), inputs(block, span), first, last, work + task * work_floats,
                        block.scanned + span.row * inner);
@@ -89,9 +92,10 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
 
 void Mamba2Layer::run_piece(ThreadPool& pool, Block& block, const Span& span) const {
   carry_groups(span);
-  const SsdInputs tokens = inputs(block, span);
-  keep_dt(span, tokens.dt.codes, tokens.dt.stride);
-  scan(pool, span, tokens, block.scratch, block.scanned + span.row * c_.d_inner());
+  const Rows projected = this->projected(block);
+  const uint8_t* dt = projected.from(span.row, c_.d_inner() + conv_.channels).data;
+  keep_dt(span, dt, projected.bytes(projected.stride));
+  scan(pool, span, inputs(block, span), block.scratch, block.scanned + span.row * c_.d_inner());
 }
 
 void Mamba2Layer::scan(ThreadPool& pool, const Span& span, const SsdInputs& tokens, Scratch& scratch, float* y) const {
@@ -109,10 +113,12 @@ void Mamba2Layer::scan(ThreadPool& pool, const Span& span, const SsdInputs& toke
   });
 }
 
-void Mamba2Layer::rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const {
-  const Input B_rows{B, nullptr, c_.B_scale.scale(), c_.group_width()};
-  const SsdInputs tokens{{x, nullptr, c_.x_scale.scale(), c_.d_inner()}, {dt, nullptr, c_.dt_scale.scale(), c_.heads},
-                         B_rows, B_rows, span.tokens};  // y, which C gives, is not wanted
+void Mamba2Layer::rescan(ThreadPool& pool, const Span& span, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const {
+  const bool codes = conv_.sites.codes();
+  const Input B_rows = input_of(B, codes, c_.B_scale.scale(), c_.group_width());
+  const SsdInputs tokens{input_of(x, codes, c_.x_scale.scale(), c_.d_inner()),
+                         input_of(dt, conv_.takes_codes, c_.dt_scale.scale(), c_.heads), B_rows, B_rows,
+                         span.tokens};  // y, which C gives, is not wanted
   Scratch scratch;
   Buffer y(span.tokens * c_.d_inner() * kFloat);
   scan(pool, span, tokens, scratch, y.as<float>());
@@ -129,8 +135,8 @@ void Mamba2Layer::carry_heads(const Span& span, int64_t first, int64_t last) con
 
 void Mamba2Layer::carry_groups(const Span& span) const {
   if (!pending(span)) return;
-  carry_pending(span, kB, 0, c_.groups, 0, pending(span) * c_.d_state);
-  carry_pending(span, kDtCodes, 0, pending(span), 0, c_.heads);
+  carry_pending(span, kB, 0, c_.groups, 0, pending(span) * (memory_.pending[kB].bytes / c_.interval));
+  carry_pending(span, kDtInputs, 0, pending(span), 0, memory_.pending[kDtInputs].bytes);
 }
 
 SsdSequence Mamba2Layer::sequence(const Span& span) const {
@@ -143,14 +149,10 @@ SsdSequence Mamba2Layer::sequence(const Span& span) const {
 }
 
 SsdInputs Mamba2Layer::inputs(const Block& block, const Span& span) const {
-  const int64_t inner = c_.d_inner(), channels = conv_.channels, width = in_proj_->outputs();
-  const int8_t* convolved = block.convolved + span.row * channels;
-  const int8_t* projected = block.projected + span.row * width;
-  return {{convolved, nullptr, c_.x_scale.scale(), channels},
-          {projected + inner + channels, nullptr, c_.dt_scale.scale(), width},
-          {convolved + inner, nullptr, c_.B_scale.scale(), channels},
-          {convolved + inner + c_.group_width(), nullptr, c_.C_scale.scale(), channels},
-          span.tokens};
+  const int64_t inner = c_.d_inner();
+  const Rows x = convolved(block).from(span.row);
+  return {x.input(c_.x_scale), projected(block).from(span.row, inner + conv_.channels).input(c_.dt_scale),
+          x.from(0, inner).input(c_.B_scale), x.from(0, inner + c_.group_width()).input(c_.C_scale), span.tokens};
 }
 
 }  // namespace ssmquant

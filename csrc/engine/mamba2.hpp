@@ -1,4 +1,4 @@
-// The Mamba-2 mixer (modules/mamba2.py) over codes.
+// The Mamba-2 mixer (modules/mamba2.py).
 #pragma once
 
 #include "engine/layer.hpp"
@@ -9,11 +9,11 @@ struct Mamba2Constants {
   int64_t heads, headdim, groups, d_state;
   float dt_min, dt_max;
   std::vector<float> A, D, dt_bias;  // [heads]; A is -exp(A_log)
-  Factors z_scale, x_scale, B_scale, C_scale, dt_scale;
+  Factors z_scale, x_scale, B_scale, C_scale, dt_scale;  // where they are codes
   std::vector<float> norm_weight;  // [d_inner]
   float norm_eps;
   Transform transform;
-  Factors y_reciprocal;
+  Sites y;
   StateType state_type;
   int64_t interval;
   std::vector<float> state_scale;   // [rows, state_columns] of an int8 state
@@ -28,12 +28,10 @@ class Mamba2Layer : public Layer {
  public:
   Mamba2Layer(Norm norm, Weights in_proj, Convolution conv, Mamba2Constants constants, Weights out_proj);
 
-  Widths widths() const override;
-
  protected:
   LayerLayout lay_out_scan(StateLayout& layout) const override;
   void mix(ThreadPool& pool, Block& block) const override;
-  void rescan(ThreadPool& pool, const Span& span, const int8_t* x, const int8_t* B, const int8_t* dt) const override;
+  void rescan(ThreadPool& pool, const Span& span, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const override;
 
  private:
   void run_steps(ThreadPool& pool, Block& block) const;

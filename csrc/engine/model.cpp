@@ -43,27 +43,31 @@ void widen(const uint16_t* halves, int64_t count, float* out) {
 
 // The buffers of a block, for up to `capacity` rows.
 struct Model::Workspace {
-  Workspace(int64_t rows, int64_t d_model, const std::vector<std::shared_ptr<Layer>>& layers) : capacity(rows) {
-    Widths most{0, 0, 0, 0, 0};
+  // normed_bytes: of a row of the final norm.
+  Workspace(int64_t rows, int64_t d_model, int64_t normed_bytes, const std::vector<std::shared_ptr<Layer>>& layers)
+      : capacity(rows) {
+    Widths most{normed_bytes, 0, 0, 0, 0, 0, 0, 0};
     for (const std::shared_ptr<Layer>& layer : layers) {
       const Widths widths = layer->widths();
-      most = {std::max(most.projected, widths.projected), std::max(most.convolved, widths.convolved),
-              std::max(most.selected, widths.selected), std::max(most.dt, widths.dt), std::max(most.inner, widths.inner)};
+      for (int64_t Widths::*part : {&Widths::normed, &Widths::projected, &Widths::convolved, &Widths::selected,
+                                    &Widths::selected_floats, &Widths::dt, &Widths::scanned, &Widths::gated}) {
+        most.*part = std::max(most.*part, widths.*part);
+      }
     }
-    block.residual = of<float>(rows * d_model);
-    block.normed = of<int8_t>(rows * d_model);
-    block.projected = of<int8_t>(rows * most.projected);
-    block.convolved = of<int8_t>(rows * most.convolved);
-    block.selected = of<int8_t>(rows * most.selected);
-    block.selected_floats = of<float>(rows * most.selected);
-    block.dt = of<int8_t>(rows * most.dt);
-    block.scanned = of<float>(rows * most.inner);
-    block.gated = of<int8_t>(rows * most.inner);
+    block.residual = of<float>(rows * d_model * static_cast<int64_t>(sizeof(float)));
+    block.scanned = of<float>(rows * most.scanned);
+    block.selected_floats = of<float>(rows * most.selected_floats);
+    block.normed = of<uint8_t>(rows * most.normed);
+    block.projected = of<uint8_t>(rows * most.projected);
+    block.convolved = of<uint8_t>(rows * most.convolved);
+    block.selected = of<uint8_t>(rows * most.selected);
+    block.dt = of<uint8_t>(rows * most.dt);
+    block.gated = of<uint8_t>(rows * most.gated);
   }
 
   template <class T>
-  T* of(int64_t count) {
-    buffers.emplace_back(count * static_cast<int64_t>(sizeof(T)) + linear_overread);
+  T* of(int64_t bytes) {
+    buffers.emplace_back(bytes + linear_overread);
     return buffers.back().as<T>();
   }
 
@@ -86,7 +90,9 @@ class Model::Lease {
         break;
       }
     }
-    if (!work_) work_ = std::make_unique<Workspace>(rows, model.d_model_, model.layers_);
+    if (work_) return;
+    const int64_t normed_bytes = channel_bytes(model.final_norm_.sites.codes(), model.d_model_);
+    work_ = std::make_unique<Workspace>(rows, model.d_model_, normed_bytes, model.layers_);
   }
 
   ~Lease() {
@@ -250,8 +256,7 @@ SequenceState Model::restore(int64_t tokens, const std::vector<Saved>& layers) c
         throw std::invalid_argument("the pending tokens of the state have another size");
       }
     }
-    const auto codes = [](const Memory& part) { return reinterpret_cast<const int8_t*>(part.data); };
-    layers_[i]->restore(*pool_, state, codes(saved.x), codes(saved.B), codes(saved.dt));
+    layers_[i]->restore(*pool_, state, saved.x.data, saved.B.data, saved.dt.data);
   }
   return state;
 }
@@ -268,6 +273,8 @@ bool Model::forward(Workspace& work, const std::function<bool()>& interrupted) c
 void Model::embed(const int64_t* ids, int64_t rows, float* out) const {
   if (embedding_.codes) {
     kernels().linear.embed(embedding_.codes, d_model_, embedding_.scale.scale(), ids, rows, out);
+  } else if (embedding_.int4) {
+    kernels().linear.embed_int4(embedding_.int4, embedding_.scale.values.data(), d_model_, embedding_.group, ids, rows, out);
   } else if (embedding_.floats || embedding_.halves) {
     for (int64_t row = 0; row < rows; ++row, out += d_model_) {
       if (embedding_.floats) {
@@ -282,10 +289,9 @@ void Model::embed(const int64_t* ids, int64_t rows, float* out) const {
 }
 
 void Model::write_logits(Workspace& work, float* hidden, int64_t rows, float* logits) const {
-  int8_t* normed = work.block.normed;
-  final_norm_.run(*pool_, hidden, rows, normed);
+  const Rows normed = final_norm_.run(*pool_, hidden, rows, work.block.normed);
   const PackedLinear& next = layers_.empty() ? *head_ : layers_.front()->first();  // of the next token
-  multiply(*pool_, head_->to_floats(normed, rows, d_model_, logits, vocab()), next);
+  multiply(*pool_, head_->to_floats(normed, rows, logits, vocab()), next);
 }
 
 }  // namespace ssmquant

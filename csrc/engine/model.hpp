@@ -17,9 +17,11 @@ namespace ssmquant {
 // Token vectors: codes, float16 or float32, one of them set; none: the packed weight of the head.
 struct Embedding {
   const int8_t* codes = nullptr;
+  const uint8_t* int4 = nullptr;      // two codes a byte
   const uint16_t* halves = nullptr;
   const float* floats = nullptr;
-  Factors scale;                      // of codes
+  Factors scale;                      // of codes; of int4, [vocab, groups]
+  int64_t group = 0;                  // of int4
   std::shared_ptr<const void> owner;  // of the table
 };
 
@@ -57,7 +59,7 @@ class Model {
   Memory recurrent(const SequenceState& state, int64_t layer) const;
   Memory pending(const SequenceState& state, int64_t layer, int64_t array) const;
 
-  // A layer's part of a saved state: window and recurrent state as above, and rows of codes of the pending tokens.
+  // A layer's part of a saved state: window and recurrent state as above, and rows of the pending tokens.
   struct Saved {
     Memory window, recurrent, x, B, dt;
   };

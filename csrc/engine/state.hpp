@@ -30,9 +30,9 @@ struct Array {
 struct LayerLayout {
   int64_t interval = 0;     // tokens between two roundings; 0 for a float32 state
   Array state;              // by head, or for Mamba-1 by column
-  // Of pending tokens: the codes of x, of B and of dt, then what only the mixer knows.
+  // Of pending tokens: x, B and dt as the scan read them, then what only the mixer knows.
   std::vector<Array> pending;
-  enum : size_t { x_codes, B_codes, dt_codes, others };
+  enum : size_t { x_inputs, B_inputs, dt_inputs, others };
   int64_t window = 0;          // offset in the window
   int64_t window_bytes = 0;
 };

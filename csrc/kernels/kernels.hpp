@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/conv.hpp"
+#include "kernels/float_linear.hpp"
 #include "kernels/linear.hpp"
 #include "kernels/pointwise.hpp"
 #include "kernels/probe.hpp"
@@ -13,6 +14,7 @@ namespace ssmquant {
 struct Kernels {
   const char* isa;
   const LinearKernels& linear;
+  const FloatLinearKernels& float_linear;
   const PointwiseKernels& pointwise;
   const ProbeKernels& probe;
   const ConvKernels& conv;

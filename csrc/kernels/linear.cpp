@@ -569,6 +569,8 @@ void panels_of_type(const Linear& linear, int64_t row, int64_t rows, int64_t fir
       return int4_panels(linear, row, rows, first, last);
     case WeightType::int4_progressive:
       return int4_progressive_panels(linear, row, rows, first, last);
+    default:
+      return;  // for float activations alone
   }
 }
 
@@ -582,41 +584,17 @@ int64_t chunk_of(const LinearWeight& weight) {
 }
 
 LinearTasks tasks(const LinearWeight& weight, int64_t rows, int threads) {
-  const int64_t panels = panels_of(weight.n), bytes = panel_bytes(weight) * panels;
-  if (!rows || !panels) return {0, 1, 1};
-  int64_t row_blocks = ceil_div(rows, chunk_of(weight)), blocks = 1;
-  if (threads > 1) {
-    // Several tasks a thread, so that one that the system puts aside is made up for by the others; few rows, which the weight
-    // streams by, make the smallest tasks that are worth the claiming, because a thread goes through its share in order.
-    const int64_t cost = bytes * (rows > 16 ? rows / 16 : 1), most = (rows > Dot::rows ? 8 : 64) * threads;
-    blocks = cost / (32 * 1024);
-    if (blocks > most) blocks = most;
-    if (blocks < 1) blocks = 1;
-    const int64_t most_row_blocks = ceil_div(rows, 4 * Dot::rows);
-    if (row_blocks * panels < blocks) row_blocks = ceil_div(blocks, panels);
-    if (row_blocks > most_row_blocks) row_blocks = most_row_blocks;
-    blocks = ceil_div(blocks, row_blocks);
-  }
-  const int64_t at_once = ceil_div(panels, blocks), rows_at_once = ceil_div(rows, row_blocks);
-  return {ceil_div(rows, rows_at_once) * ceil_div(panels, at_once), rows_at_once, at_once};
+  return cut(weight, rows, threads, chunk_of(weight), Dot::rows);
 }
 
 void run(const Linear& linear, const LinearTasks& tasks, int64_t task) {
-  const int64_t row_blocks = ceil_div(linear.rows, tasks.rows), panels = panels_of(linear.weight.n);
-  // Neighbouring tasks share panels: the second to come finds them in the cache that the cores have together.
-  const int64_t row = task % row_blocks * tasks.rows, first = task / row_blocks * tasks.panels;
-  const int64_t end = row + tasks.rows < linear.rows ? row + tasks.rows : linear.rows;
-  const int64_t last = first + tasks.panels < panels ? first + tasks.panels : panels;
-  const int64_t chunk = chunk_of(linear.weight);
-  for (int64_t from = row; from < end; from += chunk) {
-    const int64_t rows = end - from < chunk ? end - from : chunk;
-    panels_of_type(linear, from, rows, first, last);
-  }
+  each_chunk(linear.weight, linear.rows, tasks, task, chunk_of(linear.weight),
+             [&](int64_t row, int64_t rows, int64_t first, int64_t last) { panels_of_type(linear, row, rows, first, last); });
 }
 
 }  // namespace
 
-const LinearKernels linear = {panel_columns, &packed_bytes, &pack_int8, &pack_int4, &pack_int4_progressive,
-                              &tasks, &run, &embed_packed, &embed};
+const LinearKernels linear = {panel_columns, &packed_bytes, &pack_int8, &pack_int4, &pack_int4_progressive, &pack_int4_asymmetric,
+                              &pack_halves, &pack_singles, &tasks, &run, &embed_packed, &embed, &embed_int4};
 
 }  // namespace ssmquant::SSMQUANT_ISA

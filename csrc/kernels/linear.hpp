@@ -5,7 +5,8 @@
 // output columns, each contiguous, so that a token streams through memory once and in order:
 //   int8: [panel][K / 4][column][4 bytes along K]
 //   int4: [panel][group] of { [size / 8][column][4 bytes: k in the low nibbles, k + 4 in the high ones], factor[column] }
-//         where a factor is the scale, a float, or the grid, a byte
+//         where a factor is the scale, a float, or the grid, a byte; of int4_asymmetric, all scales and then all zero points
+//   floats: [panel][K][column]
 // N is padded to whole panels, K (int4: each group) to whole steps. What a byte holds depends on the instruction set.
 //
 // Results equal the references of the ops int8_linear, int4_linear and int4_progressive_linear bit for bit.
@@ -18,14 +19,15 @@
 namespace ssmquant {
 
 // int4_progressive: (code - zero point) * multiplier is an int8 code, so sums are exact over all of K, and the scale is int8's.
-enum class WeightType { int8, int4, int4_progressive };
+// Those behind it are for float activations alone (float_linear.hpp).
+enum class WeightType { int8, int4, int4_progressive, int4_asymmetric, bfloat16, float16, float32 };
 
 // A packed weight: N output columns of K inputs. It owns nothing.
 struct LinearWeight {
   const uint8_t* packed;  // from one of the functions that pack, aligned to 64 bytes
   WeightType type;
   int64_t n, k;
-  int64_t group;  // neighbours along K that share a factor; divides K; 0 for int8; of int4_progressive, a multiple of 8
+  int64_t group;  // int4: neighbours along K that share a factor; divides K; of int4_progressive, a multiple of 8; else 0
 };
 
 // One product: y[m, n] = (sum over k of x[m, k] * w[n, k] * scales) + bias, float or quantised.
@@ -69,8 +71,15 @@ struct LinearKernels {
   void (*pack_int8)(const int8_t* codes, int64_t stride, int64_t n, int64_t k, int64_t first, int64_t last, uint8_t* packed);
   void (*pack_int4)(const uint8_t* codes, const float* scale, int64_t n, int64_t k, int64_t group, int64_t first, int64_t last,
                     uint8_t* packed);
+  //   int4_asymmetric: the same codes, scale float and zero_point int8 [N, K / group]: of the codes from -8 to 7.
+  //   floats: rows of K; halves, bits of float16, or singles, which must be numbers of the type that they are packed as.
   void (*pack_int4_progressive)(const uint8_t* codes, const uint8_t* grid, int64_t n, int64_t k, int64_t group,
                                 int64_t first, int64_t last, uint8_t* packed);
+  void (*pack_int4_asymmetric)(const uint8_t* codes, const float* scale, const int8_t* zero_point, int64_t n, int64_t k,
+                               int64_t group, int64_t first, int64_t last, uint8_t* packed);
+  void (*pack_halves)(const uint16_t* values, int64_t n, int64_t k, int64_t first, int64_t last, uint8_t* packed);
+  void (*pack_singles)(const float* values, WeightType type, int64_t n, int64_t k, int64_t first, int64_t last,
+                       uint8_t* packed);
 
   // The best cut of a product for so many threads, from measurements.
   LinearTasks (*tasks)(const LinearWeight& weight, int64_t rows, int threads);
@@ -78,10 +87,14 @@ struct LinearKernels {
   // One task of a product: pool.run(tasks.count, [&](int64_t task) { kernels().linear.run(linear, tasks, task); }).
   void (*run)(const Linear& linear, const LinearTasks& tasks, int64_t task);
 
-  // out[i, c] = weight[ids[i], c] * scale[ids[i]], out [count, K] contiguous, of a packed int8 weight (an embedding that is
-  // also the head is stored once) or of row-major codes int8 [N, K]. ids are in [0, N): the caller has checked them.
+  // out[i, c] = weight[ids[i], c] * scale[ids[i]], out [count, K] contiguous, of a packed weight (an embedding that is also
+  // the head is stored once) of int8, int4 (whose scales are in it) or floats (which have none), or of row-major codes
+  // int8 [N, K]; or weight[ids[i], c] * scale[ids[i], c / group] of int4 codes uint8 [N, K / 2] with scales float
+  // [N, K / group]. ids are in [0, N): the caller has checked them.
   void (*embed_packed)(const LinearWeight& weight, Scale scale, const int64_t* ids, int64_t count, float* out);
   void (*embed)(const int8_t* codes, int64_t k, Scale scale, const int64_t* ids, int64_t count, float* out);
+  void (*embed_int4)(const uint8_t* codes, const float* scale, int64_t k, int64_t group, const int64_t* ids, int64_t count,
+                     float* out);
 };
 
 }  // namespace ssmquant

@@ -16,6 +16,14 @@ void quantize(const float* x, int64_t rows, int64_t channels, Scale reciprocal, 
   }
 }
 
+void round_rows(float* x, int64_t stride, int64_t rows, int64_t channels, Scale scale, Scale reciprocal) {
+  for (int64_t r = 0; r < rows; ++r, x += stride) {
+    each_vector(channels, [&](int64_t c, auto lanes) {
+      store(round_clamp(load(x + c, lanes) * at(reciprocal, c, lanes)) * at(scale, c, lanes), x + c, lanes);
+    });
+  }
+}
+
 float absmax(const float* x, int64_t channels) {
   F32 largest = F32::zero();
   each_vector(channels, [&](int64_t c, auto lanes) { largest = max(largest, abs(load(x + c, lanes))); });
@@ -104,6 +112,6 @@ void hadamard_rows(float* x, int64_t rows, int64_t channels, Hadamard hadamard) 
 
 }  // namespace
 
-const PointwiseKernels pointwise = {&quantize, &quantize_per_token, &rms_norm, &gate, &gated_rms_norm, &hadamard_rows};
+const PointwiseKernels pointwise = {&quantize, &round_rows, &quantize_per_token, &rms_norm, &gate, &gated_rms_norm, &hadamard_rows};
 
 }  // namespace ssmquant::SSMQUANT_ISA

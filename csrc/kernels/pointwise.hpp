@@ -20,6 +20,9 @@ struct PointwiseKernels {
   // codes[r, c] = round_clamp(x[r, c] * reciprocal[c]); x and codes are rows of `channels`, contiguous.
   void (*quantize)(const float* x, int64_t rows, int64_t channels, Scale reciprocal, int8_t* codes);
 
+  // x = round_clamp(x * reciprocal) * scale, in place: floats become values of codes. x: rows `stride` elements apart.
+  void (*round)(float* x, int64_t stride, int64_t rows, int64_t channels, Scale scale, Scale reciprocal);
+
   // Codes of `bits` bits with a scale a row that is found from the row (numerics.per_token_scale): scale[r], [rows].
   void (*quantize_per_token)(const float* x, int64_t rows, int64_t channels, int bits, int8_t* codes, float* scale);
 

@@ -31,7 +31,7 @@ struct Sums {
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const F32 left = F32::broadcast(a[r * a_stride + at]);
-        for (int i = 0; i < vectors; ++i) sums[r][i] = fma(left, right[i], sums[r][i]);
+        for (int i = 0; i < vectors; ++i) sums[r][i] = add_product(left, right[i], sums[r][i]);
       }
     }
     for (int r = 0; r < rows; ++r) {

@@ -6,6 +6,6 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 extern const Kernels table;
-const Kernels table = {SSMQUANT_NAME(SSMQUANT_ISA), linear, pointwise, probe, conv, selective_scan, ssd};
+const Kernels table = {SSMQUANT_NAME(SSMQUANT_ISA), linear, float_linear, pointwise, probe, conv, selective_scan, ssd};
 
 }  // namespace ssmquant::SSMQUANT_ISA

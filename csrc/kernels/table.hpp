@@ -6,6 +6,7 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 extern const LinearKernels linear;
+extern const FloatLinearKernels float_linear;
 extern const PointwiseKernels pointwise;
 extern const ProbeKernels probe;
 extern const ConvKernels conv;

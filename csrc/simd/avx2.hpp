@@ -37,6 +37,21 @@ struct F32 {
     memcpy(lanes, p, sizeof(uint16_t) * static_cast<size_t>(n));
     return load_f16(lanes);
   }
+  static F32 load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+  }
+  template <int at, int offset>
+  static F32 byte_of(const uint8_t* p) {
+    __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (offset) four = _mm256_xor_si256(four, _mm256_set1_epi8(-128));
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(four, 24 - 8 * at), 24))};
+  }
+  template <int shift>
+  static F32 nibble_of(const uint8_t* p) {
+    const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(four, shift), _mm256_set1_epi32(15)))};
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store_first(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
   void store_codes(int8_t* p) const {

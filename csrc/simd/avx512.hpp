@@ -27,6 +27,21 @@ struct F32 {
   static F32 load_first_f16(const uint16_t* p, int n) {
     return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
   }
+  static F32 load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
+  template <int at, int offset>
+  static F32 byte_of(const uint8_t* p) {
+    __m512i four = _mm512_loadu_si512(p);
+    if (offset) four = _mm512_xor_si512(four, _mm512_set1_epi8(-128));
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(four, 24 - 8 * at), 24))};
+  }
+  template <int shift>
+  static F32 nibble_of(const uint8_t* p) {  // a permutation looks at the lowest four bits alone
+    const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), shift), values)};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_first(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   __m128i codes() const {

@@ -28,6 +28,18 @@ struct F32 {
     return {of_bits(to_bits(x) | sign)};
   }
   static F32 load_first_f16(const uint16_t*, int) { return zero(); }
+  // bfloat16, as bits.
+  static F32 load_bf16(const uint16_t* p) { return {of_bits(static_cast<uint32_t>(*p) << 16)}; }
+  // Each lane has four bytes. Byte `at`, a signed code to which `offset` (0 or 128) has been added.
+  template <int at, int offset>
+  static F32 byte_of(const uint8_t* p) {
+    return {static_cast<float>(static_cast<int8_t>(p[at] ^ offset))};
+  }
+  // The four bits from bit `shift` on, as a number from 0 to 15.
+  template <int shift>
+  static F32 nibble_of(const uint8_t* p) {
+    return {static_cast<float>(p[shift / 8] >> shift % 8 & 15)};
+  }
   void store(float* p) const { *p = v; }
   void store_first(float*, int) const {}
   // Rounded half to even and clamped to [-127, 127] (numerics.round_clamp).

@@ -34,6 +34,19 @@ struct F32 {
   static F32 load_first_i8(const int8_t* p, int n) { return load_i8(Lanes<int8_t>(p, n).values); }
   static F32 load_f16(const uint16_t* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))}; }
   static F32 load_first_f16(const uint16_t* p, int n) { return load_f16(Lanes<uint16_t>(p, n).values); }
+  static F32 load_bf16(const uint16_t* p) { return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))}; }
+  template <int at, int offset>
+  static F32 byte_of(const uint8_t* p) {
+    uint8x16_t four = vld1q_u8(p);
+    if (offset) four = veorq_u8(four, vdupq_n_u8(128));
+    const int32x4_t high = vshlq_s32(vreinterpretq_s32_u8(four), vdupq_n_s32(24 - 8 * at));
+    return {vcvtq_f32_s32(vshrq_n_s32(high, 24))};
+  }
+  template <int shift>
+  static F32 nibble_of(const uint8_t* p) {
+    const uint32x4_t low = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), vdupq_n_s32(-shift));
+    return {vcvtq_f32_u32(vandq_u32(low, vdupq_n_u32(15)))};
+  }
   void store(float* p) const { vst1q_f32(p, v); }
   void store_first(float* p, int n) const {
     Lanes<float> lanes;

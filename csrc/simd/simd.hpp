@@ -56,6 +56,9 @@ inline F32 load(const F16* p, First lanes) { return F32::load_first_f16(&p->bits
 inline void store(F32 x, F16* p, All) { x.store_f16(&p->bits); }
 inline void store(F32 x, F16* p, First lanes) { x.store_first_f16(&p->bits, lanes.n); }
 
+// a * b + c in the processor's fastest way, rounded once or twice: for long sums, and the same for all sums of a build.
+inline F32 add_product(F32 a, F32 b, F32 c) { return F32::width > 1 ? fma(a, b, c) : a * b + c; }
+
 // The value of a code: rounded half to even and clamped to [-127, 127] (numerics.round_clamp).
 inline F32 round_clamp(F32 x) { return round(min(max(x, F32::broadcast(-127.0f)), F32::broadcast(127.0f))); }
 

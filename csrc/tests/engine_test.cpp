@@ -18,27 +18,40 @@ constexpr int64_t kModel = 48, kVocab = 101, kInner = 96, kState = 16, kHeads = 
 struct Maker {
   Draw draw;
   ThreadPool& pool;
+  bool codes;  // of all sites; else all are floats
 
-  std::shared_ptr<PackedLinear> linear(int64_t n, int64_t k, bool codes_out) {
-    const std::vector<int8_t> codes = draw.codes(n * k);
+  Sites sites() const { return codes ? Sites{{{1.0f / 0.03f}}, {}} : Sites{}; }
+  Factors scale() const { return codes ? Factors{{0.03f}} : Factors{}; }
+
+  std::shared_ptr<PackedLinear> linear(int64_t n, int64_t k, bool to_sites) {
+    const std::vector<int8_t> weight = draw.codes(n * k);
     const float unit = std::sqrt(3.0f / static_cast<float>(k)) / 127.0f;
+    std::vector<float> values(weight.begin(), weight.end());
+    for (float& value : values) value *= unit;
     auto made = std::make_shared<PackedLinear>(
-        PackedLinear::int8(pool, codes.data(), n, k, std::vector<float>(static_cast<size_t>(n), unit), false));
-    made->x_scale = 0.03f;
-    if (codes_out) made->reciprocal.values = {1.0f / 0.03f};
+        codes ? PackedLinear::int8(pool, weight.data(), n, k, std::vector<float>(static_cast<size_t>(n), unit), false)
+              : PackedLinear::singles(pool, values.data(), WeightType::bfloat16, n, k, false));
+    made->x_scale = scale();
+    if (to_sites) made->sites = sites();
     return made;
   }
 
-  Norm norm() { return {draw.floats(kModel, 0.5f, 1.5f), 1e-5f, 1.0f / 0.03f}; }
+  Norm norm() { return {draw.floats(kModel, 0.5f, 1.5f), 1e-5f, sites()}; }
 
   Convolution convolution(int64_t channels) {
     Convolution conv;
     conv.channels = channels;
     conv.taps = kTaps;
-    conv.codes = draw.codes(channels * kTaps);
-    conv.scale.values = {0.03f * 0.004f};
+    conv.takes_codes = codes;
+    const std::vector<int8_t> weight = draw.codes(channels * kTaps);
+    if (codes) {
+      conv.codes = weight;
+      conv.scale.values = {0.03f * 0.004f};
+    } else {
+      for (int8_t code : weight) conv.floats.push_back(0.004f * static_cast<float>(code));
+    }
     conv.bias = draw.floats(channels, -0.3f, 0.3f);
-    conv.reciprocal.values = {1.0f / 0.03f};
+    conv.sites = sites();
     return conv;
   }
 
@@ -52,10 +65,10 @@ struct Maker {
     c.A = draw.floats(kHeads, -4.0f, -0.5f);
     c.D = draw.floats(kHeads, -1.0f, 1.0f);
     c.dt_bias = draw.floats(kHeads, -3.0f, 0.0f);
-    c.z_scale.values = c.x_scale.values = c.B_scale.values = c.C_scale.values = c.dt_scale.values = {0.03f};
+    c.z_scale = c.x_scale = c.B_scale = c.C_scale = c.dt_scale = scale();
     c.norm_weight = draw.floats(kInner, 0.5f, 1.5f);
     c.norm_eps = 1e-5f;
-    c.y_reciprocal.values = {1.0f / 0.03f};
+    c.y = sites();
     c.state_type = type;
     c.interval = interval;
     c.state_scale = {0.01f};
@@ -72,9 +85,9 @@ struct Maker {
     c.A = draw.floats(kState * kInner, -4.0f, -0.5f);
     c.D = draw.floats(kInner, -1.0f, 1.0f);
     c.dt_bias = draw.floats(kInner, -3.0f, 0.0f);
-    c.z_scale.values = c.x_scale.values = c.B_scale.values = c.C_scale.values = c.dt_scale.values = {0.03f};
+    c.z_scale = c.x_scale = c.B_scale = c.C_scale = c.dt_scale = scale();
     c.select_eps = -1.0f;
-    c.y_reciprocal.values = {1.0f / 0.03f};
+    c.selected = c.y = sites();
     c.state_type = type;
     c.interval = interval;
     c.state_scale = {0.01f};
@@ -89,15 +102,23 @@ struct Case {
   bool mamba2;
   StateType type;
   int64_t interval;
+  bool codes;
 };
 
-const Case kCases[] = {{"mamba2 int8", true, StateType::int8, 16},       {"mamba2 float16", true, StateType::float16, 8},
-                       {"mamba2 float32", true, StateType::float32, 0},  {"mamba1 int8", false, StateType::int8, 4},
-                       {"mamba1 float16", false, StateType::float16, 1}, {"mamba1 float32", false, StateType::float32, 0}};
+const Case kCases[] = {{"mamba2 int8", true, StateType::int8, 16, true},
+                       {"mamba2 float16", true, StateType::float16, 8, true},
+                       {"mamba2 float32", true, StateType::float32, 0, true},
+                       {"mamba1 int8", false, StateType::int8, 4, true},
+                       {"mamba1 float16", false, StateType::float16, 1, true},
+                       {"mamba1 float32", false, StateType::float32, 0, true},
+                       {"mamba2 floats", true, StateType::float32, 0, false},
+                       {"mamba2 floats, int8", true, StateType::int8, 16, false},
+                       {"mamba1 floats", false, StateType::float32, 0, false},
+                       {"mamba1 floats, int8", false, StateType::int8, 4, false}};
 
 std::unique_ptr<Model> make(const Case& each, int threads) {
   auto pool = std::make_shared<ThreadPool>(threads);
-  Maker maker{Draw(7), *pool};
+  Maker maker{Draw(7), *pool, each.codes};
   std::vector<std::shared_ptr<Layer>> layers;
   for (int i = 0; i < 3; ++i) {
     layers.push_back(each.mamba2 ? maker.mamba2(each.type, each.interval) : maker.mamba1(each.type, each.interval));

@@ -1,4 +1,7 @@
-"""The tests of the C++ kernels once more on every instruction set that was built and that this processor has."""
+"""The tests of the C++ kernels once more on every instruction set that was built and that this processor has.
+
+Those of the kernels that no op has, the float products, are the engine's on models of floats.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ import pytest
 
 pytest.importorskip("ssmquant._native", reason="the compiled extension is not built")
 
-FILES = ("test_cpu.py", "test_cpu_linear.py", "test_cpu_scans.py")
+FILES = (
+    "test_cpu.py",
+    "test_cpu_linear.py",
+    "test_cpu_scans.py",
+    "../runtime/test_native.py::test_the_engine_computes_the_floats_of_the_reference",
+)
 
 
 @pytest.mark.parametrize("level", ["generic", "avx2", "avxvnni", "avx512vnni", "dotprod", "i8mm"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import PARITY, VOCAB, float_model, quantised, random_ids, texts
+from tests.tiny_models import CONFIGS, PARITY, VOCAB, float_model, quantised, random_ids, texts
 from torch import Tensor
 
 import ssmquant
@@ -49,12 +49,57 @@ CASES = [
     ("mamba2-wide", "quamba2-w4a8"),
     ("mamba2-wide", "quamba-w4a8+ssm_state=float32"),
 ]
+
+
+def without_codes(recipe: str, *sites: str) -> str:
+    """Return a recipe that leaves activation sites of every layer in float."""
+    return recipe + "".join(f"+keep=layers.*.{site}" for site in sites)
+
+
+W8A16 = without_codes("quamba2-w8a8", "hidden", "z", "x_in", "B_in", "C_in", "dt", "x", "B", "C", "y")
+#: Models whose sites are all floats: every family, every kind of weight and of head, and states that wait as floats.
+FLOATS = [
+    *((name, None) for name in sorted(CONFIGS)),
+    ("mamba2-two-groups", "fp16"),
+    ("mamba2-untied-biased", "fp16"),
+    ("mamba-no-conv-bias", "fp16"),
+    *(
+        (name, recipe)
+        for name in ("mamba-wide", "mamba2-wide")
+        for recipe in ("ssmquant-w4a16", "gptq-w4a16", "awq")
+    ),
+    ("mamba2-wide", "quamba2-w4a16+embedding=int4+head=int4"),
+    ("mamba-wide", "quamba-w4a16+embedding=float16"),
+    ("mamba2-two-groups", W8A16 + "+head=float16+ssm_state=float32"),
+]
+#: Models with sites of both kinds: side by side with others, in front of a weight, behind the convolution, in a state.
+MIXED = [
+    ("mamba2-two-groups", "quamba2-w8a8+head=float16"),
+    ("mamba2-two-groups", W8A16),
+    ("mamba2-two-groups", W8A16 + "+ssm_state=float16"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.1.x"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.z"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.x_in"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.1.conv1d.weight"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.0.in_proj.weight"),
+    ("mamba2", "quamba-w8a8+keep=layers.*.dt"),
+    ("mamba2-wide", "quamba2-w4a8+embedding=int4+head=int4"),
+    ("mamba", "quamba-w8a8+ssm_state=int8+keep=layers.*.x"),
+    ("mamba", without_codes("quamba-w8a8+ssm_state=int8", "x", "dt_in", "B", "C", "dt")),
+    ("mamba", "quamba-w8a8+keep=layers.*.B"),
+    ("mamba", "quamba-w8a8+keep=layers.1.dt"),
+    ("falcon_mamba", "quamba-w8a8+keep=layers.*.dt_in"),
+]
 #: Sequences beyond the ends of the scans' chunks and of the state's intervals (64 at most).
 SEQUENCES, LENGTH, READ = 6, 100, 61
 
 
-def engine_of(name: str, recipe: str, threads: int = 2) -> NativeEngine:
-    return NativeEngine(quantised(name, recipe).shell, threads=threads)
+def model_of(name: str, recipe: str | None) -> ssmquant.Model:
+    return float_model(name) if recipe is None else quantised(name, recipe)
+
+
+def engine_of(name: str, recipe: str | None, threads: int = 2) -> NativeEngine:
+    return NativeEngine(model_of(name, recipe).shell, threads=threads)
 
 
 def decoded(engine: NativeEngine, ids: Tensor, read: int) -> Tensor:
@@ -79,7 +124,7 @@ def assert_same_codes(found: Tensor, expected: Tensor, rounding: float) -> None:
     assert ratios.max() <= rounding
 
 
-@pytest.mark.parametrize(("name", "recipe"), CASES)
+@pytest.mark.parametrize(("name", "recipe"), [*CASES, *MIXED])
 def test_the_engine_computes_the_codes_of_the_reference(name: str, recipe: str) -> None:
     model, ids = quantised(name, recipe), random_ids(SEQUENCES, LENGTH)
     with use_backend("reference"):
@@ -89,6 +134,33 @@ def test_the_engine_computes_the_codes_of_the_reference(name: str, recipe: str) 
     assert_same_codes(engine.logits(ids), expected, rounding)
     assert_same_codes(decoded(engine, ids, READ), expected[:, READ - 1 :], rounding)
     assert_same_codes(decoded(engine, ids[:, :5], 1), expected[:, :5], rounding)
+
+
+@pytest.mark.parametrize(("name", "recipe"), FLOATS)
+def test_the_engine_computes_the_floats_of_the_reference(name: str, recipe: str | None) -> None:
+    model, ids = model_of(name, recipe), random_ids(SEQUENCES, LENGTH)
+    with use_backend("reference"):
+        expected = Engine(model.shell).logits(ids)
+    engine = engine_of(name, recipe)
+    assert error_ratio(engine.logits(ids), expected) <= PARITY
+    assert error_ratio(decoded(engine, ids, READ), expected[:, READ - 1 :]) <= PARITY
+    assert error_ratio(decoded(engine, ids[:, :5], 1), expected[:, :5]) <= PARITY
+    assert torch.equal(engine.logits(ids).argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_weight_takes_the_bytes_that_its_numbers_need(dtype: torch.dtype) -> None:
+    """A checkpoint in half precision is float32 once it is loaded; the engine has it in half precision again."""
+    name, ids = "mamba2-untied-biased", random_ids(2, 30)
+    shell = copy.deepcopy(float_model(name).shell)
+    for _, weight in shell.weights():
+        weight.weight.data = weight.weight.data.to(dtype).float()
+    engine, widest = NativeEngine(shell, threads=2), NativeEngine(float_model(name).shell, threads=2)
+    share = engine.weight_bytes / widest.weight_bytes
+    assert share == 1.0 if dtype is torch.float32 else 0.5 < share < 0.55  # norms and the convolution stay
+    with use_backend("reference"):
+        expected = Engine(shell).logits(ids)
+    assert error_ratio(engine.logits(ids), expected) <= PARITY
 
 
 @pytest.mark.parametrize("name", ["mamba-wide", "mamba2-wide"])
@@ -155,6 +227,10 @@ STATES = [
     ("mamba2-two-groups", "quamba2-w8a8+ssm_state=float32"),
     ("mamba", "quamba-w8a8+ssm_state=int8"),
     ("mamba", "quamba-w8a8"),
+    ("mamba2-two-groups", None),
+    ("mamba-wide", "ssmquant-w4a16"),
+    ("mamba2-two-groups", W8A16),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.x"),
 ]
 #: Distinct; with some steps more they pass the ends of intervals.
 LENGTHS = (1, 17, 70, 130, 63)
@@ -165,7 +241,7 @@ def unequal() -> tuple[list[list[int]], Tensor]:
 
 
 @pytest.mark.parametrize(("name", "recipe"), STATES)
-def test_a_sequence_in_a_batch_is_as_if_alone(name: str, recipe: str) -> None:
+def test_a_sequence_in_a_batch_is_as_if_alone(name: str, recipe: str | None) -> None:
     engine = engine_of(name, recipe)
     prompts, continuation = unequal()
     logits, state = engine.prefill(prompts)
@@ -183,7 +259,7 @@ def test_a_sequence_in_a_batch_is_as_if_alone(name: str, recipe: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), STATES)
-def test_threads_change_no_bit(name: str, recipe: str) -> None:
+def test_threads_change_no_bit(name: str, recipe: str | None) -> None:
     ids = random_ids(3, 90)
     one, three = (engine_of(name, recipe, threads) for threads in (1, 3))
     assert torch.equal(one.logits(ids), three.logits(ids))
@@ -191,7 +267,7 @@ def test_threads_change_no_bit(name: str, recipe: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), STATES)
-def test_a_prompt_can_be_read_in_pieces(name: str, recipe: str) -> None:
+def test_a_prompt_can_be_read_in_pieces(name: str, recipe: str | None) -> None:
     engine, ids = engine_of(name, recipe), random_ids(SEQUENCES, 150, seed=3)
     whole, _ = engine.prefill(ids.tolist())
     state = None
@@ -202,7 +278,7 @@ def test_a_prompt_can_be_read_in_pieces(name: str, recipe: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), STATES)
-def test_a_batch_of_one_to_thirty_two(name: str, recipe: str) -> None:
+def test_a_batch_of_one_to_thirty_two(name: str, recipe: str | None) -> None:
     engine, ids = engine_of(name, recipe), random_ids(32, 70)
     expected = decoded(engine, ids, 66)
     for rows in (1, 2, 7):
@@ -221,7 +297,7 @@ def test_prompts_longer_than_a_block_are_read_as_one() -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), STATES)
-def test_states_are_values(name: str, recipe: str) -> None:
+def test_states_are_values(name: str, recipe: str | None) -> None:
     """Stepping a state leaves it as it was, however often, and forks and selections go on by themselves."""
     engine = engine_of(name, recipe)
     prompts, continuation = unequal()
@@ -254,9 +330,7 @@ def test_a_model_chooses_the_engine() -> None:
     ("recipe", "reason"),
     [
         ("w8a8-dynamic", "layers.0.hidden is int8 per-token dynamic"),
-        ("quamba2-w8a8+head=float16", "lm_head.input is float32"),
-        ("quamba2-w8a8+keep=layers.1.x", "layers.1.x is float32"),
-        ("fp16", "float32"),
+        ("llm-int8", "layers.0.in_proj.weight is"),
         ("ssmquant-w4a8+quantizer=rtn+group_size=12", "has groups of 12 codes, multiples of 8 are supported"),
     ],
 )

@@ -21,8 +21,12 @@ MODELS = [
     ("mamba2-two-groups", "quamba2-w8a8+ssm_state=float16"),
     ("mamba2-two-groups", "quamba2-w8a8+ssm_state=float32"),
     ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.x"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.z"),
+    ("mamba2-two-groups", "quamba2-w8a8+keep=layers.*.x+keep=layers.*.B+keep=layers.*.C+keep=layers.*.dt"),
     ("mamba2-two-groups", None),
     ("mamba", "quamba-w8a8+ssm_state=int8"),
+    ("mamba", "quamba-w8a8+ssm_state=int8+keep=layers.*.dt"),
+    ("mamba", None),
     ("mamba", "quamba-w8a8"),
     ("falcon_mamba-untied-biased", "quamba-w8a8"),
 ]

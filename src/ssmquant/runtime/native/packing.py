@@ -1,8 +1,15 @@
-"""From a shell's stages to the extension's: weights are packed, constants folded, one layer at a time."""
+"""From a shell's stages to the extension's: weights are packed, constants folded, one layer at a time.
+
+What a stage hands on is codes where all sites that it writes side by side are int8 ones and every weight that reads
+them multiplies codes; else it is floats, in which an int8 site's are the values of its codes. Which of the two is read
+off the stages here; the extension only follows it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +25,19 @@ from ssmquant.ops.hadamard.matrix import base_order, matrix
 from ssmquant.ops.native import native
 from ssmquant.runtime.native.pages import FilePages
 
-__all__ = ["pack"]
+__all__ = ["LINEAR_FORMATS", "pack"]
+
+_PACKERS = {
+    "dense": native.dense_linear_packed,
+    "int8": native.int8_linear_packed,
+    "int4": native.int4_linear_packed,
+    "int4-progressive": native.int4_progressive_linear_packed,
+    "int4-asymmetric": native.int4_asymmetric_linear_packed,
+}
+# Formats that codes meet in integers.
+_INTEGERS = ("int8", "int4", "int4-progressive")
+LINEAR_FORMATS = tuple(_PACKERS)
+"""Formats of linear layers that the extension runs."""
 
 
 def pack(shell: Shell, pool: Any, *, keep_weights: bool) -> Any:
@@ -30,11 +49,50 @@ def pack(shell: Shell, pool: Any, *, keep_weights: bool) -> Any:
     Args:
         shell: the model; its tensors stay usable if they are kept.
         pool: threads of the engine.
-        keep_weights: False drops the shell's codes once they are packed.
+        keep_weights: False drops the shell's weights once they are packed.
     """
     packer = _Packer(pool, keep_weights)
     layers = [packer.layer(block) for block in shell.blocks]
     return packer.model(shell, layers)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What one stage hands to others.
+
+    Attributes:
+        sites: the sites that it writes side by side.
+        codes: whether they are codes, not floats.
+    """
+
+    sites: tuple[Activation, ...]
+    codes: bool
+
+    @classmethod
+    def of(cls, sites: Sequence[Activation], *readers: Weight) -> _Rows:
+        """Return the rows of some sites, read by some weights and by what takes codes as well as floats."""
+        static = all(site.scheme.is_static_int for site in sites)
+        return cls(tuple(sites), static and all(_multiplies_codes(weight, sites[0]) for weight in readers))
+
+    def scale(self, index: int = 0) -> Tensor | None:
+        """The scale of a site's codes; None for floats."""
+        return _scale(self.sites[index]) if self.codes else None
+
+    def to_native(self) -> Any:
+        """Return the extension's sites."""
+        if self.codes:
+            reciprocal = 1.0 / _joined_scale(self.sites)
+            return native.sites(reciprocal, [])
+        starts = accumulate((site.channels for site in self.sites), initial=0)
+        rounded = [
+            (start, site.channels, _scale(site))
+            for start, site in zip(starts, self.sites, strict=False)
+            if site.scheme.is_static_int
+        ]
+        return native.sites(None, rounded)
+
+
+_FLOATS = _Rows((), codes=False)
 
 
 class _Packer:
@@ -45,42 +103,42 @@ class _Packer:
 
     def model(self, shell: Shell, layers: list[Any]) -> Any:
         head, embedding = shell.head, shell.embedding
+        normed = _Rows.of([head.input], head.linear or embedding)
         table, scale = None, None
         if head.linear is None:
-            final = self.weight(embedding, [head.input], None, [])
+            final = self.weight(embedding, normed, None, _FLOATS)
         else:
-            final = self.linear(head.linear, head.input, [])
-            stored = embedding.stored
-            table, scale = (stored[name].detach() if name in stored else None for name in ("codes", "scale"))
-            if table is None:
-                table = stored["weight"].detach()
-        norm = self.norm(shell.final_norm, head.input)
+            final = self.linear(head.linear, normed, _FLOATS)
+            table, scale, *_ = (*(tensor.detach() for tensor in embedding.stored.values()), None)
         return native.model(
-            d_model=embedding.shape[1], embedding=table, embedding_scale=scale, layers=layers, final_norm=norm,
-            head=final, pool=self._pool,
+            d_model=embedding.shape[1], embedding=table, embedding_scale=scale, layers=layers,
+            final_norm=_norm(shell.final_norm, normed), head=final, pool=self._pool,
         )  # fmt: skip
 
     def layer(self, block: Block) -> Any:
         mixer = block.mixer
+        hidden = _Rows.of([mixer.site("hidden")], mixer.in_proj)
+        y = _Rows.of([mixer.site("y")], mixer.out_proj)
         common = {
-            "norm": self.norm(block.norm, mixer.site("hidden")),
+            "norm": _norm(block.norm, hidden),
             "transform": native.transform(_hadamard_base(mixer)),
-            "y_reciprocal": _reciprocal(mixer.site("y")),
-            "out_proj": self.linear(mixer.out_proj, mixer.site("y"), []),
+            "y": y.to_native(),
+            "out_proj": self.linear(mixer.out_proj, y, _FLOATS),
             "state": str(mixer.state.dtype).removeprefix("torch."),
             "interval": mixer.state.interval,
         }
         if isinstance(mixer, Mamba2Mixer):
-            return native.mamba2(**common, **self.mamba2(mixer))
+            return native.mamba2(**common | self.mamba2(mixer, hidden))
         assert isinstance(mixer, Mamba1Mixer)
-        return native.mamba1(**common, **self.mamba1(mixer))
+        return native.mamba1(**common | self.mamba1(mixer, hidden))
 
-    def mamba2(self, mixer: Mamba2Mixer) -> dict[str, Any]:
-        d, site = mixer.dims, mixer.site
-        segments = [site(name) for name in ("z", "x_in", "B_in", "C_in", "dt")]
+    def mamba2(self, mixer: Mamba2Mixer, hidden: _Rows) -> dict[str, Any]:
+        d = mixer.dims
+        z_to_dt = _Rows.of([mixer.site(name) for name in ("z", "x_in", "B_in", "C_in", "dt")])
+        x_to_C = _Rows.of([mixer.site(name) for name in ("x", "B", "C")])
         return {
-            "in_proj": self.linear(mixer.in_proj, site("hidden"), segments),
-            "conv": _convolution(mixer.conv1d, segments[1:4], [site(name) for name in ("x", "B", "C")]),
+            "in_proj": self.linear(mixer.in_proj, hidden, z_to_dt),
+            "conv": _convolution(mixer.conv1d, _Rows(z_to_dt.sites[1:4], z_to_dt.codes), x_to_C),
             "heads": d.nheads,
             "headdim": d.headdim,
             "groups": d.ngroups,
@@ -90,63 +148,71 @@ class _Packer:
             "A": -torch.exp(mixer.A_log.detach()),
             "D": mixer.D.detach(),
             "dt_bias": mixer.dt_bias.detach(),
-            **{f"{name}_scale": _scale(site(name)) for name in ("z", "x", "B", "C", "dt")},
+            "scales": [z_to_dt.scale(0), *(x_to_C.scale(index) for index in range(3)), z_to_dt.scale(4)],
             "norm_weight": mixer.norm.weight.detach(),
             "norm_eps": d.norm_eps,
             "state_scale": None if mixer.state.scheme.is_float else mixer.state.scale.detach(),
             "state_row": _state_rows(mixer.state),
         }
 
-    def mamba1(self, mixer: Mamba1Mixer) -> dict[str, Any]:
-        d, site = mixer.dims, mixer.site
-        selected = [site(name) for name in ("dt_in", "B", "C")]
+    def mamba1(self, mixer: Mamba1Mixer, hidden: _Rows) -> dict[str, Any]:
+        d = mixer.dims
+        x_in_and_z = _Rows.of([mixer.site(name) for name in ("x_in", "z")])
+        x = _Rows.of([mixer.site("x")], mixer.x_proj)
+        dt_to_C = _Rows.of([mixer.site(name) for name in ("dt_in", "B", "C")], mixer.dt_proj)
+        dt = _Rows.of([mixer.site("dt")])
         normed = d.dt_B_C_eps is not None
         return {
-            "in_proj": self.linear(mixer.in_proj, site("hidden"), [site("x_in"), site("z")]),
-            "conv": _convolution(mixer.conv1d, [site("x_in")], [site("x")]),
-            "x_proj": self.linear(mixer.x_proj, site("x"), [] if normed else selected),
+            "in_proj": self.linear(mixer.in_proj, hidden, x_in_and_z),
+            "conv": _convolution(mixer.conv1d, _Rows(x_in_and_z.sites[:1], x_in_and_z.codes), x),
+            "x_proj": self.linear(mixer.x_proj, x, _FLOATS if normed else dt_to_C),
             # Its bias is dt_bias, which enters in the scan.
-            "dt_proj": self.weight(mixer.dt_proj, [site("dt_in")], None, [site("dt")]),
+            "dt_proj": self.weight(mixer.dt_proj, dt_to_C, None, dt),
             "d_state": d.d_state,
             "dt_rank": d.dt_rank,
             "A": -torch.exp(mixer.A_log.detach()).T.contiguous(),
             "D": mixer.D.detach(),
             "dt_bias": _bias(mixer.dt_proj),
-            **{f"{name}_scale": _scale(site(name)) for name in ("z", "x", "B", "C", "dt")},
+            "scales": [x_in_and_z.scale(1), x.scale(), dt_to_C.scale(1), dt_to_C.scale(2), dt.scale()],
             "select_eps": d.dt_B_C_eps if normed else -1.0,
-            **{f"{name}_reciprocal": _reciprocal(site(name)) for name in ("dt_in", "B", "C")},
+            "selected": dt_to_C.to_native(),
             "state_scale": None if mixer.state.scheme.is_float else mixer.state.scale.detach().flatten(),
         }
 
-    def norm(self, norm: RMSNorm, site: Activation) -> Any:
-        return native.norm(norm.weight.detach(), norm.eps, _reciprocal(site).item())
-
-    def linear(self, linear: Linear, site: Activation, outputs: Sequence[Activation]) -> Any:
+    def linear(self, linear: Linear, inputs: _Rows, outputs: _Rows) -> Any:
         bias = None if linear.bias is None else linear.bias.detach()
-        return self.weight(linear, [site], bias, outputs)
+        return self.weight(linear, inputs, bias, outputs)
 
-    def weight(
-        self, weight: Weight, inputs: Sequence[Activation], bias: Tensor | None, outputs: Sequence[Activation]
-    ) -> Any:
-        """Return a packed weight whose results are codes of some sites side by side, or floats for no sites."""
-        (site,) = inputs
-        packers = {
-            "int8": native.int8_linear_packed,
-            "int4": native.int4_linear_packed,
-            "int4-progressive": native.int4_progressive_linear_packed,
-        }
-        codes, *factors = weight.stored.values()
-        drop = not self._keep_weights and _owns_its_memory(codes)
-        reciprocal = (
-            torch.cat([_reciprocal(out).expand(out.channels) for out in outputs]) if outputs else None
-        )
-        packed = packers[weight.format.name](
-            self._pool, codes, *factors, _scale(site).item(), bias, reciprocal,
-            consume=self._pages.hold(codes) or drop,
+    def weight(self, weight: Weight, inputs: _Rows, bias: Tensor | None, outputs: _Rows) -> Any:
+        """Return a packed weight with what it reads and writes; its first input site is the one that it multiplies."""
+        main, *others = (tensor.detach() for tensor in weight.stored.values())
+        arguments: list[Any] = [_narrowest(main)] if weight.format.name == "dense" else others
+        drop = not self._keep_weights and _owns_its_memory(main)
+        scale = inputs.scale()
+        packed = _PACKERS[weight.format.name](
+            self._pool, main, *arguments, x_scale=None if scale is None else scale.item(), bias=bias,
+            sites=outputs.to_native(), consume=self._pages.hold(main) or drop,
         )  # fmt: skip
         if drop:
-            codes.untyped_storage().resize_(0)
+            main.untyped_storage().resize_(0)
         return packed
+
+
+def _multiplies_codes(weight: Weight, site: Activation) -> bool:
+    """Return whether codes of a site meet a weight in integers, as its format has it."""
+    return weight.format.name in _INTEGERS and _scale(site).numel() == 1
+
+
+def _narrowest(weight: Tensor) -> str:
+    """Return the name of the narrowest float type that has every number of a weight.
+
+    A checkpoint in half precision is float32 once it is loaded; packed, it is what it was.
+    """
+    narrower = (torch.bfloat16, torch.float16) if weight.dtype == torch.float32 else ()
+    for dtype in narrower:
+        if all(torch.equal(part.to(dtype).float(), part) for part in weight.split(1024)):
+            return str(dtype).removeprefix("torch.")
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def _owns_its_memory(tensor: Tensor) -> bool:
@@ -155,12 +221,18 @@ def _owns_its_memory(tensor: Tensor) -> bool:
     return storage.resizable() and storage.nbytes() == tensor.nbytes
 
 
-def _convolution(conv: CausalConv1d, inputs: Sequence[Activation], outputs: Sequence[Activation]) -> Any:
-    stored = conv.stored
-    x_scale = torch.cat([_scale(site).expand(site.channels) for site in inputs])
-    reciprocal = torch.cat([_reciprocal(site).expand(site.channels) for site in outputs])
+def _norm(norm: RMSNorm, outputs: _Rows) -> Any:
+    return native.norm(norm.weight.detach(), norm.eps, outputs.to_native())
+
+
+def _convolution(conv: CausalConv1d, inputs: _Rows, outputs: _Rows) -> Any:
+    scale = _joined_scale(inputs.sites) if inputs.codes else None
+    if scale is not None and conv.format.name == "int8":
+        weight, scale = conv.stored["codes"], scale * conv.stored["scale"]
+    else:
+        weight = conv.dequantize().detach().float()
     bias = None if conv.bias is None else conv.bias.detach()
-    return native.convolution(stored["codes"].T.contiguous(), x_scale * stored["scale"], bias, reciprocal)
+    return native.convolution(weight.T.contiguous(), scale, bias, outputs.to_native())
 
 
 def _bias(linear: Linear) -> Tensor:
@@ -174,8 +246,11 @@ def _scale(site: Activation) -> Tensor:
     return scale
 
 
-def _reciprocal(site: Activation) -> Tensor:
-    return 1.0 / _scale(site)
+def _joined_scale(sites: Sequence[Activation]) -> Tensor:
+    """Return the scales of sites side by side, one a channel, or one for all channels of a single site."""
+    if len(sites) == 1:
+        return _scale(sites[0])
+    return torch.cat([_scale(site).expand(site.channels) for site in sites])
 
 
 def _hadamard_base(mixer: Mixer) -> Tensor | None:

@@ -9,14 +9,15 @@ import torch
 from ssmquant.families import Shell
 from ssmquant.modules.activation import Activation
 from ssmquant.modules.weights import CausalConv1d, Embedding, Linear, Weight
+from ssmquant.runtime.native.packing import LINEAR_FORMATS
 
 __all__ = ["unsupported"]
 
 # The formats that each stage's kernels read.
 _FORMATS: dict[type[Weight], tuple[str, ...]] = {
-    Linear: ("int8", "int4", "int4-progressive"),
-    CausalConv1d: ("int8",),
-    Embedding: ("dense", "int8"),
+    Linear: LINEAR_FORMATS,
+    CausalConv1d: ("dense", "int8"),
+    Embedding: ("dense", "int8", "int4"),
 }
 
 
@@ -35,8 +36,8 @@ def unsupported(shell: Shell) -> str | None:
 
 def _reasons(shell: Shell) -> Iterator[str]:
     for name, site in shell.activations():
-        if isinstance(site, Activation) and not site.scheme.is_static_int:
-            yield f"{name} is {site.scheme.short()}, static int8 is supported"
+        if isinstance(site, Activation) and site.scheme.dynamic:
+            yield f"{name} is {site.scheme.short()}, static int8 and float32 are supported"
         if site._forward_hooks:
             yield f"{name} is observed"
     for name, weight in shell.weights():
@@ -45,5 +46,3 @@ def _reasons(shell: Shell) -> Iterator[str]:
             yield f"{name} is {weight.scheme.short()}, {' and '.join(supported)} are supported"
         if weight.format.name == "int4-progressive" and (weight.scheme.group_size or 0) % 8:
             yield f"{name} has groups of {weight.scheme.group_size} codes, multiples of 8 are supported"
-    if shell.head.linear is None and shell.embedding.format.name != "int8":
-        yield f"the head's weight is the embedding's, {shell.embedding.scheme.short()}; int8 is supported"
