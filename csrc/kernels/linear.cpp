@@ -13,10 +13,12 @@ constexpr int vectors = Dot::vectors;
 
 // Rows of x that are worked on together: their codes stay in the second cache while panel after panel meets them.
 constexpr int64_t chunk_rows = 256, chunk_bytes = 512 * 1024;
+// More rows share what is expanded, at the price of a fuller cache.
+constexpr int64_t expanding_chunk_bytes = 2 * chunk_bytes;
 // Of a panel, so many steps at a time meet all rows, out of the first cache. Of int4, a group at a time, and where there is
 // more than one block of rows, made bytes first; of int4_progressive, as many steps as are int8 codes in so many bytes.
 constexpr int64_t part_steps = 32768 / step_bytes;
-constexpr int64_t expanded_bytes = 16384;
+constexpr int64_t expanded_bytes = 32768;
 // Bytes between what is multiplied and what is fetched, where one sweep over the weight is all.
 constexpr int64_t distance = 4096;
 // Of a group with a grid, so many codes along K meet its multiplier at once; as many as a Block has room for.
@@ -576,7 +578,8 @@ void panels_of_type(const Linear& linear, int64_t row, int64_t rows, int64_t fir
 
 // Rows of a chunk.
 int64_t chunk_of(const LinearWeight& weight) {
-  int64_t rows = chunk_bytes / (weight.k ? weight.k : 1);
+  const int64_t bytes = weight.type == WeightType::int4_progressive ? expanding_chunk_bytes : chunk_bytes;
+  int64_t rows = bytes / (weight.k ? weight.k : 1);
   if (rows > chunk_rows) rows = chunk_rows;
   const int64_t groups = weight.type == WeightType::int4 ? weight.k / weight.group : 1;
   if (rows * groups > linear_max_groups) rows = linear_max_groups / groups;

@@ -1,3 +1,4 @@
+#include "kernels/product.hpp"
 #include "kernels/ssd_work.hpp"
 #include "simd/dot.hpp"
 #include "simd/subnormals.hpp"
@@ -190,22 +191,17 @@ struct Step {
     });
   }
 
-  // Transposes B of the whole interval to work.B; returns the factor that is left out.
+  // B of the whole interval to work.B [interval, d_state]; returns the factor that is left out.
   float load_interval_B(int64_t group) const {
     const int64_t N = layer.d_state;
     const Input kept = pending_rows(inputs.B, sequence.B, group, layer.interval, N, group * N);
-    float factor = 1.0f;
-    for (int64_t i = 0; i <= pending; ++i) {
-      factor = i < pending ? load_shared_scale(kept, i, 0, N, work.scaled_C)
-                           : load_shared_scale(inputs.B, 0, group * N, N, work.scaled_C);
-      for (int64_t n = 0; n < N; ++n) work.B[n * work.tokens + i] = work.scaled_C[n];
-    }
-    return factor;
+    for (int64_t i = 0; i < pending; ++i) load_shared_scale(kept, i, 0, N, work.B + i * N);
+    return load_shared_scale(inputs.B, 0, group * N, N, work.B + pending * N);
   }
 
   // The next state, after the interval's last token.
   void round(int64_t head, float B_factor) const {
-    const int64_t P = layer.headdim, row = head * layer.interval;
+    const int64_t P = layer.headdim, N = layer.d_state, row = head * layer.interval, start = head * P * N;
     const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
     const Decay now = {high[pending], low[pending]};
     const Input kept = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
@@ -213,16 +209,46 @@ struct Step {
       const F32 between = decay_between(now, load(high + i, lanes), load(low + i, lanes));
       store(between * load(dt + i, lanes) * F32::broadcast(B_factor), work.share + i, lanes);
     });
-    for (int64_t i = 0; i < layer.interval; ++i) {
-      const F32 share = F32::broadcast(work.share[i]);
-      float* to = work.weighted + i * work.width;
-      memset(to, 0, sizeof(float) * static_cast<size_t>(work.width));
-      each_vector(P, [&](int64_t p, auto lanes) { store(value(kept, i, p, lanes) * share, to + p, lanes); });
+    // x times what the state takes of it: [headdim, tokens].
+    transposed(
+        layer.interval, P, [&](int64_t i, int64_t p, auto lanes) { return value(kept, i, p, lanes); },
+        [&](int64_t i, int64_t p, F32 x) { (x * F32::load(work.share + i)).store(work.weighted + p * work.tokens + i); });
+    const F32 decay = F32::broadcast(exp(now.high));
+    const bool scaled = layer.state_type == StateType::int8;
+    for (int64_t p = 0; p < P;) {  // runs of rows that share scales
+      int64_t end = scaled ? p + 1 : P;
+      const float* scale = scaled ? scale_row(layer, head, p) : nullptr;
+      while (end < P && scale_row(layer, head, end) == scale) ++end;
+      if (scaled) {
+        each_vector(N, [&](int64_t n, auto lanes) {
+          const F32 step = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
+          store(step, work.scale + n, lanes);
+          store(F32::broadcast(1.0f) / step, work.reciprocal + n, lanes);
+        });
+      }
+      each_block(end - p, (N + F32::width - 1) / F32::width, [&](int64_t r0, auto rows, int64_t n0, auto vectors) {
+        Sums<rows.number, vectors.number> sums;
+        // body(place in the state, column, sum) for the vectors of the block.
+        const auto each = [&](const auto& body) {
+          for (int r = 0; r < rows.number; ++r) {
+            for (int i = 0; i < vectors.number; ++i) {
+              const int64_t n = n0 + i * F32::width, at = start + (p + r0 + r) * N + n;
+              N - n >= F32::width ? body(at, n, sums.v[r][i], All{})
+                                  : body(at, n, sums.v[r][i], First{static_cast<int>(N - n)});
+            }
+          }
+        };
+        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
+          const F32 x = read_state(layer.state_type, sequence.state, at, lanes);
+          sum = (scaled ? x * load(work.scale + n, lanes) : x) * decay;
+        });
+        sums.add(work.weighted + (p + r0) * work.tokens, work.tokens, work.B + n0, N, layer.interval);
+        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
+          write_state(layer.state_type, scaled ? sum * load(work.reciprocal + n, lanes) : sum, sequence.next, at, lanes);
+        });
+      });
+      p = end;
     }
-    if (layer.state_type == StateType::int8) load_state_scale(layer, head, work);
-    load_state(layer, sequence.state, head, work);
-    update_state(layer, work, exp(now.high), work.B, work.tokens, layer.interval);
-    store_state(layer, work, head, sequence.next);
   }
 };
 

@@ -88,6 +88,23 @@ inline SsdWork::SsdWork(const SsdLayer& layer, float* memory, int64_t* floats) {
   if (floats) *floats = at;
 }
 
+// Moves [rows, columns] to its transposed place, a square of vectors at a time: take(row, column, lanes) loads columns of a
+// row, put(row, column, lanes, vector) gets rows of a column.
+template <class Take, class Put>
+void transposed(int64_t rows, int64_t columns, const Take& take, const Put& put) {
+  for (int64_t row = 0; row < rows; row += F32::width) {
+    const int64_t height = smaller(F32::width, rows - row);
+    each_vector(columns, [&](int64_t column, auto lanes) {
+      F32 square[F32::width];
+      for (int64_t r = 0; r < height; ++r) square[r] = take(row + r, column, lanes);
+      for (int64_t r = height; r < F32::width; ++r) square[r] = F32::zero();
+      transpose(square);
+      const int64_t wide = smaller(F32::width, columns - column);
+      for (int64_t c = 0; c < wide; ++c) put(row, column + c, square[c]);
+    });
+  }
+}
+
 // Row of state_scale of element (head, p).
 inline const float* scale_row(const SsdLayer& layer, int64_t head, int64_t p) {
   const int64_t row = layer.state_row ? layer.state_row[head * layer.headdim + p] : 0;
@@ -100,10 +117,10 @@ void load_state_scale(const SsdLayer& layer, int64_t head, const SsdWork& work);
 void load_state(const SsdLayer& layer, const void* state, int64_t head, const SsdWork& work);
 // Writes work.state as it is kept.
 void store_state(const SsdLayer& layer, const SsdWork& work, int64_t head, void* state);
-// work.state becomes what reading it would find after writing it.
-void round_state(const SsdLayer& layer, const SsdWork& work);
-// work.state = work.state * decay + factor * sum over k of B[:, k] * weighted[k, :]; B [d_state, k], rows B_stride apart.
-void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k);
+// work.state = work.state * decay + sum over k of B[:, k] * weighted[k, :]; B [d_state, k], rows B_stride apart. If it `rounds`,
+// the state becomes what reading it would find after writing it.
+void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k,
+                  bool rounds);
 
 // Channels [first, first + count) of a row as floats, without the scale if they share one; returns that scale, else 1.
 float load_shared_scale(const Input& input, int64_t row, int64_t first, int64_t count, float* to);
