@@ -13,7 +13,7 @@ constexpr int vectors = Dot::vectors;
 // Up to so many rows meet the weight in the registers, as it streams by.
 constexpr int few_rows = 4;
 // Rows of x that are worked on together: their floats stay in the second cache while panel after panel meets them.
-constexpr int64_t chunk_rows = 192, chunk_bytes = 1024 * 1024;
+constexpr int64_t chunk_rows = 64, chunk_bytes = 1024 * 1024;
 // So much of a panel at a time is made floats, and meets all rows out of the first cache.
 constexpr int64_t part_floats = 8192, part_depth = part_floats / panel_columns;
 // Bytes between what is multiplied and what is fetched.
@@ -259,7 +259,8 @@ void panels(const FloatLinear& linear, int64_t row, int64_t rows, int64_t first,
         for (int i = 0; i < rows_of.number; ++i) {
           for (int v = 0; v < vectors_of.number; ++v) sums.v[i][v] = F32::load(to + i * panel_columns + v * F32::width);
         }
-        sums.add(x + r * linear.x_stride + k, linear.x_stride, expanded + column, panel_columns, end - k);
+        sums.add(x + r * linear.x_stride + k, linear.x_stride, expanded + column, panel_columns, end - k,
+                 add_product);
         for (int i = 0; i < rows_of.number; ++i) {
           for (int v = 0; v < vectors_of.number; ++v) sums.v[i][v].store(to + i * panel_columns + v * F32::width);
         }

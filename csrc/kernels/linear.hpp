@@ -9,6 +9,8 @@
 //   floats: [panel][K][column]
 // N is padded to whole panels, K (int4: each group) to whole steps. What a byte holds depends on the instruction set.
 //
+// A product of floats with any of these is float_linear.hpp's.
+//
 // Results equal the references of the ops int8_linear, int4_linear and int4_progressive_linear bit for bit.
 #pragma once
 

@@ -21,6 +21,12 @@ struct Sums {
 
   // a: rows a_stride apart; b: rows b_stride apart.
   void add(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t k) {
+    add(a, a_stride, b, b_stride, k, [](F32 left, F32 right, F32 sum) { return fma(left, right, sum); });
+  }
+
+  // The same with multiply(left, right, sum) in place of the fused product.
+  template <class Multiply>
+  void add(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t k, const Multiply& multiply) {
     F32 sums[rows][vectors];
     for (int r = 0; r < rows; ++r) {
       for (int i = 0; i < vectors; ++i) sums[r][i] = v[r][i];
@@ -31,7 +37,7 @@ struct Sums {
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const F32 left = F32::broadcast(a[r * a_stride + at]);
-        for (int i = 0; i < vectors; ++i) sums[r][i] = add_product(left, right[i], sums[r][i]);
+        for (int i = 0; i < vectors; ++i) sums[r][i] = multiply(left, right[i], sums[r][i]);
       }
     }
     for (int r = 0; r < rows; ++r) {

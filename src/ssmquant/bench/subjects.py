@@ -65,6 +65,11 @@ class OurModel:
         facts = facts._replace(
             engine=type(engine).__name__, engine_reason=engine.reason, state_bytes=_state_bytes(model, engine)
         )
+        packed = getattr(engine, "weight_bytes", facts.weight_bytes)
+        if (
+            facts.read_bytes is not None and packed < facts.read_bytes
+        ):  # of half-precision numbers in float32, half
+            facts = facts._replace(read_bytes=packed)
         return Subject(engine, model.vocab_size, facts)
 
 

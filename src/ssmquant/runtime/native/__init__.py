@@ -1,4 +1,4 @@
-"""`NativeEngine`: the CPU engine, which runs whole models of static int8 activations in C++.
+"""`NativeEngine`: the CPU engine, which runs whole models of static int8 or float activations in C++.
 
 A decode step is one call into the extension.
 

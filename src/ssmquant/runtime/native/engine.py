@@ -72,7 +72,7 @@ class NativeState:
 
 
 class NativeEngine:
-    """Runs a model of static int8 activations in the compiled extension; safe to use from several threads.
+    """Runs a model of static int8 or float activations in the compiled extension; safe to use from several threads.
 
     Args:
         shell: a model on the CPU that `unsupported` has nothing against.
@@ -122,7 +122,7 @@ class NativeEngine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights, which a step reads."""
         return int(self.model.bytes)
 
     def prefill(

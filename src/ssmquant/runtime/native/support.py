@@ -43,6 +43,6 @@ def _reasons(shell: Shell) -> Iterator[str]:
     for name, weight in shell.weights():
         supported = next(formats for kind, formats in _FORMATS.items() if isinstance(weight, kind))
         if weight.format.name not in supported:
-            yield f"{name} is {weight.scheme.short()}, {' and '.join(supported)} are supported"
+            yield f"{name} is {weight.scheme.short()}, {', '.join(supported)} are supported"
         if weight.format.name == "int4-progressive" and (weight.scheme.group_size or 0) % 8:
             yield f"{name} has groups of {weight.scheme.group_size} codes, multiples of 8 are supported"
