@@ -202,7 +202,7 @@ struct HeadChunk {
   }
 
   // The state after the chunk.
-  void update(bool rounds) const {
+  void update() const {
     const Decay end = decay(length - 1);
     float share[kChunk];
     const F32 factor = F32::broadcast(shared.factor[0]);
@@ -216,7 +216,7 @@ struct HeadChunk {
         (F32::load(work.x + t * work.width + p) * of_token).store(work.weighted + t * work.width + p);
       }
     }
-    update_state(layer, work, exp(end.high), shared.B, kChunk, length, rounds);
+    update_state(layer, work, exp(end.high), shared.B, kChunk, length);
   }
 };
 
@@ -240,8 +240,9 @@ void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs
       const int64_t end = chunk.start + chunk.length;
       if (end > tokens.rounded) chunk.keep(tokens.rounded);
       const bool more = c + 1 < chunk_count;
-      if (more || end == tokens.rounded) chunk.update(layer.interval && end % layer.interval == 0);
+      if (more || end == tokens.rounded) chunk.update();
       if (end == tokens.rounded) store_state(layer, work, head, sequence.next);
+      if (more && layer.interval && end % layer.interval == 0) round_state(layer, work);
     }
     if (layer.interval && head % heads_a_group == 0) {
       for (int64_t i = larger(tokens.rounded, tokens.pending); i < tokens.all; ++i) {

@@ -5,10 +5,7 @@
 namespace ssmquant::SSMQUANT_ISA {
 
 void load_state_scale(const SsdLayer& layer, int64_t head, const SsdWork& work) {
-  if (work.width > layer.headdim) {  // what lies behind headdim is rounded, too
-    memset(work.scale, 0, sizeof(float) * static_cast<size_t>(layer.d_state * work.width));
-    memset(work.reciprocal, 0, sizeof(float) * static_cast<size_t>(layer.d_state * work.width));
-  }
+  if (work.width > layer.headdim) memset(work.scale, 0, sizeof(float) * static_cast<size_t>(layer.d_state * work.width));
   for (int64_t p = 0; p < layer.headdim;) {  // runs of rows that share scales
     const float* row = scale_row(layer, head, p);
     int64_t end = p + 1;
@@ -66,26 +63,30 @@ void store_state(const SsdLayer& layer, const SsdWork& work, int64_t head, void*
   }
 }
 
-void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k,
-                  bool rounds) {
+void round_state(const SsdLayer& layer, const SsdWork& work) {
+  const bool scaled = layer.state_type == StateType::int8;
+  for (int64_t n = 0; n < layer.d_state; ++n) {
+    const int64_t row = n * work.width;
+    each_vector(layer.headdim, [&](int64_t p, auto lanes) {
+      const F32 x = load(work.state + row + p, lanes);
+      const F32 kept = scaled ? round_clamp(x * load(work.reciprocal + row + p, lanes)) * load(work.scale + row + p, lanes)
+                              : round_f16(x);
+      store(kept, work.state + row + p, lanes);
+    });
+  }
+}
+
+void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k) {
   const F32 kept = F32::broadcast(decay);
-  const auto as_kept = [&](F32 x, int64_t place) {
-    if (layer.state_type != StateType::int8) return round_f16(x);
-    return round_clamp(x * F32::load(work.reciprocal + place)) * F32::load(work.scale + place);
-  };
   each_block(layer.d_state, work.width / F32::width, [&](int64_t n, auto rows, int64_t p, auto vectors) {
     Sums<rows.number, vectors.number> sums;
-    const int64_t start = n * work.width + p;
-    const auto place = [&](int r, int i) { return start + r * work.width + i * F32::width; };
+    float* state = work.state + n * work.width + p;
     for (int r = 0; r < rows.number; ++r) {
-      for (int i = 0; i < vectors.number; ++i) sums.v[r][i] = F32::load(work.state + place(r, i)) * kept;
+      for (int i = 0; i < vectors.number; ++i) sums.v[r][i] = F32::load(state + r * work.width + i * F32::width) * kept;
     }
     sums.add(B + n * B_stride, B_stride, work.weighted + p, work.width, k);
     for (int r = 0; r < rows.number; ++r) {
-      for (int i = 0; i < vectors.number; ++i) {
-        const F32 x = sums.v[r][i];
-        (rounds ? as_kept(x, place(r, i)) : x).store(work.state + place(r, i));
-      }
+      for (int i = 0; i < vectors.number; ++i) sums.v[r][i].store(state + r * work.width + i * F32::width);
     }
   });
 }
