@@ -37,7 +37,9 @@ def test_a_worker_loads_runs_and_ends() -> None:
         worker.close()
     model = load(BUILTIN)
     assert facts.parameters == sum(weight.dequantize().numel() for _, weight in model.shell.weights())
-    assert facts.weight_bytes == facts.read_bytes == sum(t.nbytes for t in model.module.state_dict().values())
+    assert facts.weight_bytes == sum(t.nbytes for t in model.module.state_dict().values())
+    assert facts.read_bytes is not None  # the checkpoint is in half precision, and so the engine has it
+    assert 0.5 < facts.read_bytes / facts.weight_bytes < 0.51
     assert facts.recipe == "float32"
     assert facts.token_operations == facts.head_operations == 0
     assert times.prefill > 0

@@ -173,10 +173,10 @@ def paired_table(comparison: Comparison) -> Table:
 
 def _speed_note(workload: Workload) -> str:
     return (
-        "prefill × and decode × are of the engine that runs a recipe here, in turns with the float model, which runs "
-        f"stage by stage (prefill of {workload.prompt} tokens, {workload.steps} steps, {workload.repetitions} "
-        "repetitions, one sequence); where a * stands, so does the recipe, and says nothing of what kernels for it "
-        "could do."
+        "prefill × and decode × are of the engine that runs a recipe here, in turns with the float model in the engine "
+        f"that runs that (prefill of {workload.prompt} tokens, {workload.steps} steps, {workload.repetitions} "
+        "repetitions, one sequence); where a * stands, none does: the recipe runs stage by stage, which says nothing "
+        "of what kernels for it could do."
     )
 
 
