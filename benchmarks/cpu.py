@@ -187,7 +187,10 @@ CASES: dict[str, Case] = {
         f"{shape}-w4a8": beside_peers(shape, W4A8, "q4_0", "llama.cpp", default_recipe(shape))
         for shape in ("mamba2-370m", "mamba2-1.3b", "mamba2-2.7b")
     },
-    **{f"{shape}-fp16": beside_peers(shape, "fp16", "f16", "hf") for shape in ("mamba-130m", "mamba2-130m")},
+    **{
+        f"{shape}-fp16": beside_peers(shape, "fp16", "f16", "llama.cpp", "hf")
+        for shape in ("mamba-130m", "mamba2-130m")
+    },
     "busy-mamba2-370m": busy("mamba2-370m"),
     "growth-mamba2-130m": growth("mamba2-130m", (512, 2048, 8192, 32_768, 100_000)),
     "eval-mamba2-29m": evaluation("mamba2-29m", "quamba2-w8a8"),

@@ -57,7 +57,8 @@ MODELS = (
 _LINEAR = ("_rows", "_tiles")
 _EXPAND = "_expand"  # a four-bit weight, before the product with a prompt
 _STAGES = {
-    "_prepare": "conv, weights of tokens", "_step": "scan", "_convolve": "conv", "_decays": "decays",
+    "_step_alone": "conv and scan", "_prepare": "weights of tokens", "_step": "conv and scan",
+    "_convolve": "conv", "_decays": "decays",
     "_states": "states", "_outputs": "outputs",
 }  # fmt: skip
 
@@ -180,8 +181,8 @@ def stages(found: list[tuple[str, float]], engine: CudaEngine, rows: int, prompt
     small = {
         "norm": rows * 5 * d_model,
         "gated norm, Hadamard, codes": rows * 6 * inner,
-        "conv, weights of tokens": rows * (2 * width + s.nheads),
-        "scan": rows * (of_state + 32 * inner + 5 * inner),  # half an interval of tokens waits
+        "weights of tokens": rows * (2 * (width - inner) + s.nheads),
+        "conv and scan": rows * (of_state + 32 * inner + 7 * inner),  # half an interval of tokens waits
         "conv": rows * 2 * width,
         "decays": rows * s.nheads * 17,
         "states": rows * (width - s.ngroups * s.d_state) + chunks * of_state,

@@ -15,29 +15,49 @@ from pages import ROOT, keep, measured, table
 Row = Mapping[str, Any]
 
 LIMITS = """\
-Decoding few rows is bound by the latency of five launches a layer, one after the other (six above four rows), though
-each starts while the one before it still runs: in_proj with its norm, what heads share, the scan, the gated norm with
-Hadamard transform and codes, out_proj. In_proj reads its weights at 60 % of the bandwidth (80 % without the norm, which
-every program repeats); the three launches between the projections move almost nothing and take 40 % of a layer.
+For one row a layer is four launches (five up to four rows, the norm apart), each of which starts while the one before
+still runs: in_proj with its norm; convolution and scan; gated norm, Hadamard transform and codes; out_proj. All that
+does not depend on the launch before, weights first, is read ahead into registers. In a graph of one row, from the end
+of a kernel to the end of the next, in_proj takes 10.2 µs, the scan 3.2, the gated norm 2.8, out_proj 2.0; with four-
+bit weights 6.2, 4.6, 2.9 and 2.8. The three after in_proj are the latency of a launch and of one chain of loads.
+In_proj's programs hold a part of its weights when their token comes, since the registers of the kernels before leave
+no room for all; then they repeat the norm. Where the gated norm read its gain and scales after y, it took 6.0 µs:
+out_proj's weights were ahead of them in the queue.
 
-Above 16 rows the scan counts. It reads the int8 state and writes nothing, at half of the bandwidth of a copy. A third
+With more rows the tensor cores' tiles wait for their token before they read weights. Tiles whose weights are all in
+registers before are slower (16 rows: TPOT 2.6 ms for 2.3; 64 rows: 4.8 for 3.9): there are not enough registers for
+all of them at once, and the tokens are read by each. Convolution and scan in one launch without what heads share are
+slower from 16 rows on (3.0 ms for 2.3). At 64 rows in_proj reads every token 331 times, 54 MB for 27 MB of weights.
+
+Above 16 rows the scan counts. It reads the int8 state and writes little, at half of the bandwidth of a copy. A third
 of a warp's time it waits for memory, the rest is the latency of its own chain of loads and matrix products; registers
-leave room for 14 programs of two warps on a multiprocessor. What heads share is bound by instructions (1.9 a cycle).
-Measured without gain: programs of one warp for the scan, and other numbers of heads, channels and warps for what heads
-share. Dropped since registers spilled: several heads a program with the next one's state in registers. The rounding of
-all states once in 64 tokens is 4 % of a step.
+leave room for 14 programs of two warps on a multiprocessor. What heads share is bound by instructions. Measured
+without gain: programs of one warp for the scan, and other numbers of heads and warps for what heads share. Dropped
+since registers spilled: several heads a program with the next one's state in registers. The rounding of all states
+once in 64 tokens is 4 % of a step.
 
-Four-bit weights are expanded to int8 as they are read, four in two instructions, and multiplied as such; prompts
-expand a whole weight once, at 80 % of the bandwidth, which takes 17 µs a layer. A step of one row reads half of the
-bytes in 70 % of the time: programs are too short to reach the bandwidth. With 16 to 128 rows tensor cores wait for the
-expansion, and projections of this size take longer than int8's, which latency bounds as well. A norm within their
-programs, and reading the next weights into the cache ahead of time, were measured and are slower.
+Four-bit weights meet a few tokens as nibbles: sums of sixteen products, then the zero point and the multiplier, about
+40 instructions for 32 weights of a thread. That is bound by instructions more than by bytes: in_proj of the 2.7B model
+reads at 58 % of the bandwidth alone, of the 8B model, where programs are longer, at 84 %. With more tokens weights are
+expanded to int8 as they are read, four in two instructions, and multiplied as such; prompts expand a whole weight once,
+at 80 % of the bandwidth, which takes 17 µs a layer. With 16 to 128 rows tensor cores wait for the expansion. Reading
+the next weights into the cache ahead of time was measured and is slower. The 8B model's heads of 256,000 rows were
+measured with the norm in each of their programs: 234 µs with four bits, 257 with eight. Without it they take 127 and
+229, so the norm has a launch of its own there since; the tables are from before.
 
-In prompts in_proj and out_proj reach 55 % and 53 % of the int8 peak. In_proj's 1,328 tiles are eight more than five
-full waves. The gated norm holds a row of 5,120 floats in two warps with 255 registers a thread, so that eight warps
-share a multiprocessor and wait for memory a quarter of the time. More than half of what outputs reads are the scales
-of the state, two float16 terms for every int8 code; states is a chain of 32 roundings. Both multiply by two float16
-terms where float32's accuracy needs them: twice the operations that their limit counts.
+In prompts in_proj and out_proj reach 55 % and 53 % of the int8 peak; the same products by cuBLASLt (torch._int_mm, its
+int32 results written) take 164 and 78 µs, and 8,192 cubed 962 TOPS. In_proj's 1,328 tiles are eight more than five full
+waves, but cutting those eight along K is slower (102 µs for 98). The gated norm holds a row of 5,120 floats in two
+warps with 255 registers a thread, so that eight warps share a multiprocessor and wait for memory a quarter of the time.
+More than half of what outputs reads are the scales of the state, two float16 terms for every int8 code; states is a
+chain of 32 roundings. Both multiply by two float16 terms where float32's accuracy needs them: twice the operations that
+their limit counts. All three are bound by latency, a sixth of an instruction a cycle and warp, and registers leave no
+room for more warps.
+
+Measured for prompts and slower: the scan as one kernel that keeps the state in registers (155 µs for the 95 of states
+and outputs; with 16 prompts of 512 tokens 414 for 313); outputs with 128 registers, or going from chunk to chunk while
+the next one's loads are under way; halves of a batch in two branches of the graph (4 %). Without gain: four-bit weights
+expanded on a stream of their own.
 """
 
 
@@ -110,7 +130,7 @@ def document(measured: Row) -> str:
         "W8A8 has the form of `quamba2-w8a8` (`quamba-w8a8` for Mamba-1), W4A8 that of",
         f"`{four['recipe']}`, the group of the kernels beside it.",
         "Float16 is mamba_ssm's Triton kernels with cuBLAS in the same run (`benchmarks/gpu_fp16.py`); *: in an",
-        "earlier run on the same day, with the same GPU model, torch and triton. Figures of the papers' authors'",
+        "earlier run (2026-11-22), with the same GPU model, torch and triton. Figures of the papers' authors'",
         "kernels (official) are quoted: the same GPU model, torch and triton, another run.",
         "",
         "## Steps",

@@ -110,6 +110,31 @@ def test_kernels_equal_the_references(name: str, case: Case) -> None:
     assert_same(kernel(name).run(*args), REFERENCES[name](*args))
 
 
+@pytest.mark.parametrize(("n", "k", "group_size"), [(9, 1536, 128), (5, 512, 64), (6, 768, 32), (7, 384, 16)])
+def test_progressive_weights_in_granules_of_every_size(n: int, k: int, group_size: int) -> None:
+    """Few tokens in blocks of rows one after the other, tiles whose blocks take several steps, and the expansion."""
+    draw, groups = Draw(k), k // group_size
+    zero_point = draw.ids(n, groups, below=16).to(torch.int8) - 8
+    multiplier = (draw.uniform(n, groups, low=0.0, high=1.0) * largest_multiplier(zero_point)).to(torch.uint8)
+    packed = pack_int4((draw.ids(n, k, below=16) - 8).to(torch.int8))
+    grid = join_grid(multiplier.clamp(min=1), zero_point)
+    weight_scale, x_scale = draw.scale(n), draw.scale(1)
+    weight, blocks = progressive.arrange(packed, grid)
+    codes = torch.empty(n, k, dtype=torch.int8)
+    progressive.expand_into(weight, blocks, codes)
+    assert_same(codes, expand(packed, grid))
+    for m, tile in (
+        (1, Tile(0, 8, warps=4, stages=2)),
+        (2, Tile(0, 4, warps=1)),
+        (3, Tile(32, 32, split_k=2)),
+    ):
+        x, got = draw.codes(m, k), Guarded(m, n)
+        progressive.linear_int4_progressive(
+            x, x_scale, weight, blocks, weight_scale, None, None, out=got.tensor, tile=tile
+        )
+        assert_same(got.read(), int4_progressive_linear(x, x_scale, packed, grid, weight_scale, None, None))
+
+
 @pytest.mark.parametrize(("name", "case"), EVERY)
 def test_kernels_do_not_care_how_arguments_lie_in_memory(name: str, case: Case) -> None:
     args = tuple(

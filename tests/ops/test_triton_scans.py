@@ -122,11 +122,18 @@ class Stream:
 STATES = [(0, 1), (4, 1), (4, 6), (-4, 1)]  # interval (negative: float16), rows of the state's scale
 
 
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(("interval", "rows"), STATES)
-def test_mamba2_steps_are_the_scan(interval: int, rows: int) -> None:
+def test_mamba2_steps_are_the_scan(
+    interval: int, rows: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one launch, as few rows are, and in two."""
+    from ssmquant.ops.ssd import triton_step
     from ssmquant.ops.ssd.triton import size_of_states
     from ssmquant.ops.ssd.triton_step import Constants, Memory, Sizes, round_states, step
 
+    if not alone:
+        monkeypatch.setattr(triton_step, "_ALONE", 0)
     draw = Draw(7 + interval + rows)
     half, interval = interval < 0, abs(interval)
     sizes = Sizes(nheads=4, headdim=5, ngroups=2, d_state=6, d_conv=4, interval=interval)

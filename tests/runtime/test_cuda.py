@@ -149,6 +149,7 @@ def test_the_products_of_a_model_are_named_by_op_and_shape() -> None:
     found = network_of(quantised("mamba2-wide", "ssmquant-w4a8+quantizer=rtn").shell).products()
     assert found == {
         "int4_progressive_linear": [(1096, 256), (256, 512)],
+        "norm_int4_progressive_linear": [(1096, 256)],
         "int8_linear": [(257, 256)],
         "norm_int8_linear": [(257, 256)],
     }

@@ -74,7 +74,8 @@ KINDS = {
     "int8_linear": Kind(int8.linear_int8, int8.norm_linear_int8, int8_linear, _as_is, 0, 8.0),
     "int4_linear": Kind(int4.linear_int4, int4.norm_linear_int4, int4_linear, int4.arrange, 128, 4.25),
     "int4_progressive_linear": Kind(
-        progressive.linear_int4_progressive, None, int4_progressive_linear, _arrange_progressive, 32, 4.25
+        progressive.linear_int4_progressive, progressive.norm_linear_int4_progressive, int4_progressive_linear,
+        _arrange_progressive, 32, 4.25,
     ),
 }  # fmt: skip
 OPS = (*KINDS, *(f"norm_{name}" for name, kind in KINDS.items() if kind.norm_linear))
@@ -129,19 +130,16 @@ def candidates(product: Product) -> list[Tile]:
 
 #: (block_n, warps, stages) of a token or two.
 _FEW = {
-    "int8_linear": ((4, 4, 1), (2, 4, 1), (4, 4, 2), (2, 2, 1), (4, 8, 1), (8, 4, 1), (2, 4, 4), (4, 4, 4)),
+    "int8_linear": ((4, 4, 1), (4, 4, 2), (4, 4, 4), (8, 8, 1), (8, 4, 1), (8, 4, 2), (2, 2, 2)),
     "int4_linear": (
         (32, 4, 20), (8, 1, 20), (32, 4, 12), (8, 1, 40), (32, 4, 40), (4, 1, 20), (16, 4, 20), (16, 2, 20)
     ),
-    "int4_progressive_linear": (
-        (8, 4, 1), (4, 4, 1), (8, 8, 1), (4, 4, 2), (8, 4, 2), (8, 8, 2), (2, 2, 1), (4, 2, 1), (16, 8, 1)
-    ),
+    "int4_progressive_linear": ((8, 4, 1), (4, 4, 1), (4, 4, 2), (8, 4, 2), (4, 4, 4), (8, 8, 2), (4, 2, 1)),
 }  # fmt: skip
 _FEW_AFTER_NORM = {
-    "int8_linear": (
-        (4, 4, 4), (4, 4, 8), (8, 8, 2), (8, 8, 4), (8, 4, 4), (16, 8, 2), (4, 8, 8), (8, 8, 8)
-    ),
+    "int8_linear": ((4, 4, 4), (4, 4, 6), (4, 4, 8), (4, 4, 10), (8, 8, 4), (8, 4, 4)),
     "int4_linear": ((32, 4, 20), (32, 4, 12), (64, 8, 20), (64, 4, 10)),
+    "int4_progressive_linear": ((8, 4, 1), (8, 4, 2), (4, 4, 2), (4, 4, 4), (8, 8, 2)),
 }  # fmt: skip
 
 

@@ -100,8 +100,11 @@ def _block(
                 w = w * factor
             total += values * w
         total = total.to(tl.float32)
-    y = total * factor if INTEGER else total
-    y = fast_silu(y + bias)
+    if INTEGER:
+        y = tl.fma(total, tl.broadcast_to(factor, total.shape), tl.broadcast_to(bias, total.shape))
+    else:
+        y = total + bias
+    y = fast_silu(y)
     written = (t < length) & known
     if CODED:
         tl.store(out + t * out_token + c, quantize(y, inverse), mask=written)

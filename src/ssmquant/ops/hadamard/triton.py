@@ -36,7 +36,7 @@ __all__ = ["emit", "fast_silu", "power_of_two_above", "split", "unsupported_rows
 _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 _LARGEST_ROW = 16384  # channels that one program holds in registers
 _LARGEST_BASE = 128
-_LARGEST_INNER = 96  # of many rows; sums of so many elements below 2**8 are float16's
+_LARGEST_INNER = 96  # of many rows; sums of so many elements below 2**9 are float16's
 _SPREAD_ROWS = 8  # up to so many rows, a row is computed by several programs
 _MANY_ROWS = 512  # from so many on, programs go from row to row and keep the matrices
 _MANY = (4, 528)  # warps and programs then
@@ -96,23 +96,33 @@ def _right(v, a):
 
 
 @triton.jit
-def _store(out, y, channel, valid, scale_out, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr):
+def _store(out, y, channel, valid, scale_out, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr, unit=1.0):
+    """Store ``y * unit``, or its codes; ``unit`` is a power of two, so the reciprocal of their scale may take it."""
     if CODED:
         if SCALE_OUT_STRIDE == 0:
             inverse = reciprocal(tl.full((1, 1), 0.0, tl.float32) + tl.load(scale_out))
         else:
             inverse = reciprocal(tl.load(scale_out + channel, mask=valid, other=1.0))
-        tl.store(out + channel, quantize(y, inverse), mask=valid)
+        tl.store(out + channel, quantize(y, inverse * unit), mask=valid)
     else:
-        tl.store(out + channel, y, mask=valid)
+        tl.store(out + channel, y * unit, mask=valid)
 
 
 @triton.jit
-def _gated(
-    y, z, z_scale, channel, valid, rows,
-    GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
-):  # fmt: skip
-    """Return a tile of a row as float32, gated; ``y`` and ``z`` point to the row."""
+def _gate_factor(z_scale, channel, valid, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr):
+    """Return what codes of z are multiplied by, for a tile of a row."""
+    factor = 1.0
+    if Z_CODED:
+        if Z_SCALE_STRIDE == 0:  # noqa: SIM108  (only one of the branches can be compiled)
+            factor = tl.load(z_scale)
+        else:
+            factor = tl.load(z_scale + channel, mask=valid, other=0.0)
+    return factor
+
+
+@triton.jit
+def _gated(y, z, factor, channel, valid, rows, GATED: tl.constexpr, Z_CODED: tl.constexpr):
+    """Return a tile of a row as float32, gated; ``y`` and ``z`` point to the row, factor is `_gate_factor`'s."""
     v = tl.load(y + channel, mask=valid, other=0.0).to(tl.float32)
     if GATED:
         # Triton 3.6 lays out a product whose factor comes from bytes as a product of bytes, which takes a sixth more
@@ -123,10 +133,7 @@ def _gated(
         if Z_CODED:
             # In the mantissa of 1.5 * 2**23, since the conversion instruction is slow.
             gate = (gate.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
-            if Z_SCALE_STRIDE == 0:
-                gate = gate * tl.load(z_scale)
-            else:
-                gate = gate * tl.load(z_scale + channel, mask=valid, other=0.0)
+            gate = gate * factor
         v = v * fast_silu(gate.to(tl.float32))
     return v
 
@@ -139,7 +146,7 @@ def _narrow(matrix, row, column, ROW: tl.constexpr):
 
 @triton.jit
 def _emit_many(
-    y, z, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, root,
+    y, z, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, before, after,
     rows, y_stride, z_stride,
     CHANNELS: tl.constexpr, GROUP: tl.constexpr,
     OUTER: tl.constexpr, OUTER_TILE: tl.constexpr, INNER: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
@@ -165,31 +172,36 @@ def _emit_many(
         inner_21 = _narrow(inner_matrix, k[:, None], j[None, :], SIZE)
         inner_22 = _narrow(inner_matrix, k[:, None], k[None, :], SIZE)
     if NORMED:
-        # No element of a normed row is above this: it goes into the products below 2**8, sums below 2**16.
+        # No element of a normed row is above this: it goes into the products below 2**9, sums below 2**16.
         largest = tl.max(tl.abs(tl.load(weight + channel, mask=valid, other=0.0)))
         if SECOND > 0:
             gain_2 = tl.load(weight + channel_2, mask=valid_2, other=0.0)
             largest = tl.maximum(largest, tl.max(tl.abs(gain_2)))
         size, inverse_size = power_of_two_above(largest * GROUP**0.5)
-        inverse_size = inverse_size * 256.0
+        inverse_size = inverse_size * before
     wait_for_previous(PDL)
     let_next_start(PDL)
     y += tl.program_id(0).to(tl.int64) * y_stride
     z += tl.program_id(0).to(tl.int64) * z_stride
     out += tl.program_id(0).to(tl.int64) * CHANNELS
     for _ in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
-        v = _gated(y, z, z_scale, channel, valid, rows, GATED, Z_CODED, Z_SCALE_STRIDE)
+        factor = _gate_factor(z_scale, channel, valid, Z_CODED, Z_SCALE_STRIDE)
+        v = _gated(y, z, factor, channel, valid, rows, GATED, Z_CODED)
         if SECOND > 0:
-            v_2 = _gated(y, z, z_scale, channel_2, valid_2, rows, GATED, Z_CODED, Z_SCALE_STRIDE)
+            factor = _gate_factor(z_scale, channel_2, valid_2, Z_CODED, Z_SCALE_STRIDE)
+            v_2 = _gated(y, z, factor, channel_2, valid_2, rows, GATED, Z_CODED)
         if NORMED:
-            squares = tl.sum(v * v, 1)
-            if SECOND > 0:
-                squares += tl.sum(v_2 * v_2, 1)
             if GROUP == CHANNELS:
-                factor = rsqrt(tl.full((1,), 0.0, tl.float32) + tl.sum(squares) / GROUP + eps)[:, None]
+                total = tl.sum(v * v)
+                if SECOND > 0:
+                    total += tl.sum(v_2 * v_2)
+                factor = rsqrt(tl.full((1, 1), 0.0, tl.float32) + total / GROUP + eps)
                 factor_2 = factor
             elif GROUP % INNER == 0 and OUTER == OUTER_TILE and GROUPS & (GROUPS - 1) == 0:
                 # A group is a block of outer rows.
+                squares = tl.sum(v * v, 1)
+                if SECOND > 0:
+                    squares += tl.sum(v_2 * v_2, 1)
                 means = tl.sum(tl.reshape(squares, (GROUPS, OUTER // GROUPS)), 1) / GROUP
                 factor = tl.broadcast_to(rsqrt(means + eps)[:, None], (GROUPS, OUTER // GROUPS))
                 factor = tl.reshape(factor, (OUTER, 1))
@@ -216,9 +228,9 @@ def _emit_many(
             if SECOND > 0:
                 largest = tl.maximum(largest, tl.max(tl.abs(v_2)))
             size, inverse_size = power_of_two_above(largest)
-            v = v * (inverse_size * 256.0)
+            v = v * (inverse_size * before)
             if SECOND > 0:
-                v_2 = v_2 * (inverse_size * 256.0)
+                v_2 = v_2 * (inverse_size * before)
         high, low = split(v)
         u = tl.dot(low, inner, tl.dot(high, inner))
         if SECOND > 0:
@@ -226,10 +238,10 @@ def _emit_many(
             u = tl.dot(low_2, inner_21, tl.dot(high_2, inner_21, u))
             u_2 = tl.dot(low, inner_12, tl.dot(high, inner_12))
             u_2 = tl.dot(low_2, inner_22, tl.dot(high_2, inner_22, u_2))
-        back = size * (root / 256.0)
-        _store(out, _left(block, u) * back, channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
+        back = size * after
+        _store(out, _left(block, u), channel, valid, scale_out, CODED, SCALE_OUT_STRIDE, back)
         if SECOND > 0:
-            _store(out, _left(block, u_2) * back, channel_2, valid_2, scale_out, CODED, SCALE_OUT_STRIDE)
+            _store(out, _left(block, u_2), channel_2, valid_2, scale_out, CODED, SCALE_OUT_STRIDE, back)
         y += tl.num_programs(0).to(tl.int64) * y_stride
         z += tl.num_programs(0).to(tl.int64) * z_stride
         out += tl.num_programs(0).to(tl.int64) * CHANNELS
@@ -241,29 +253,41 @@ def _emit(
     y_stride, z_stride,
     CHANNELS: tl.constexpr, GROUP: tl.constexpr,
     OUTER: tl.constexpr, OUTER_TILE: tl.constexpr, INNER: tl.constexpr, INNER_TILE: tl.constexpr,
-    ROWS: tl.constexpr, GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
+    SPREAD: tl.constexpr, GATED: tl.constexpr, Z_CODED: tl.constexpr, Z_SCALE_STRIDE: tl.constexpr,
     NORMED: tl.constexpr, TRANSFORM: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STRIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
+    """One row; where it is SPREAD over several programs, sixteen outer rows of its transform."""
     GROUPS: tl.constexpr = CHANNELS // GROUP
+    PARTS: tl.constexpr = OUTER_TILE // 16 if SPREAD else 1
+    if SPREAD:
+        let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * ROWS
     i = tl.arange(0, OUTER_TILE)[:, None]
     j = tl.arange(0, INNER_TILE)[None, :]
-    channel = i * INNER + j
+    # Floats set how wide a thread's accesses are: codes, read as widely, would tear a warp's floats apart.
+    channel = tl.max_contiguous(i * INNER + j, (1, 4))
     valid = (i < OUTER) & (j < INNER)
+    # Constants come from memory, and would be waited for there: they are read while the launch ahead still runs.
+    factor = _gate_factor(z_scale, channel, valid, Z_CODED, Z_SCALE_STRIDE)
+    if NORMED:
+        gain = tl.load(weight + channel, mask=valid, other=0.0)
     if TRANSFORM:
         k = tl.arange(0, INNER_TILE)
         inner = tl.load(inner_matrix + k[:, None] * INNER_TILE + k[None, :])
+        if NORMED:
+            # The length of a normed row is at most this: it goes into the products below 2**8, sums below 2**16.
+            size, inverse_size = power_of_two_above(tl.max(tl.abs(gain)) * CHANNELS**0.5)
+            size, inverse_size = size * 0.00390625, inverse_size * 256.0
     wait_for_previous(PDL)
-    v = _gated(
-        y + row * y_stride, z + row * z_stride, z_scale, channel, valid, 1, GATED, Z_CODED, Z_SCALE_STRIDE
-    )
-    let_next_start(PDL)
+    v = _gated(y + row * y_stride, z + row * z_stride, factor, channel, valid, 1, GATED, Z_CODED)
+    if not SPREAD:
+        let_next_start(PDL)
+    common = tl.full((1, 1), 1.0, tl.float32)  # what all elements of the transform are multiplied by
     if NORMED:
         squares = v * v
         if GROUP == CHANNELS:
-            factor = rsqrt(tl.full((1, 1), 0.0, tl.float32) + tl.sum(squares) / GROUP + eps)
+            common = rsqrt(tl.full((1, 1), 0.0, tl.float32) + tl.sum(squares) / GROUP + eps)
         elif (
             OUTER == OUTER_TILE
             and GROUP % INNER == 0
@@ -271,33 +295,43 @@ def _emit(
             and GROUPS & (GROUPS - 1) == 0
         ):
             # A group is a block of outer rows.
-            by_group = tl.reshape(squares, (GROUPS, OUTER_TILE // GROUPS, INNER_TILE))
-            of_group = rsqrt(tl.sum(tl.sum(by_group, 2), 1) / GROUP + eps)
-            factor = tl.reshape(
-                tl.broadcast_to(of_group[:, None, None], (GROUPS, OUTER_TILE // GROUPS, INNER_TILE)),
-                (OUTER_TILE, INNER_TILE),
-            )
+            by_group = tl.reshape(tl.sum(squares, 1), (GROUPS, OUTER_TILE // GROUPS))
+            of_group = rsqrt(tl.sum(by_group, 1) / GROUP + eps)
+            of_row = tl.broadcast_to(of_group[:, None], (GROUPS, OUTER_TILE // GROUPS))
+            v *= tl.reshape(of_row, (OUTER_TILE, 1))
         else:
-            factor = tl.zeros_like(v)
+            of_channel = tl.zeros_like(v)
             for group in tl.static_range(GROUPS):
                 inside = channel // GROUP == group
                 mean = tl.sum(tl.where(inside, squares, 0.0)) / GROUP
-                factor = tl.where(inside, rsqrt(tl.full((1, 1), 0.0, tl.float32) + mean + eps), factor)
-        v = v * factor * tl.load(weight + channel, mask=valid, other=0.0)
+                of_channel = tl.where(
+                    inside, rsqrt(tl.full((1, 1), 0.0, tl.float32) + mean + eps), of_channel
+                )
+            v *= of_channel
+        if TRANSFORM:
+            v *= gain
+        else:
+            v = v * common * gain
     if not TRANSFORM:
         _store(out + row * CHANNELS, v, channel, valid, scale_out, CODED, SCALE_OUT_STRIDE)
     else:
-        size, inverse_size = power_of_two_above(tl.max(tl.abs(v)))
-        v = v * inverse_size
-        if ROWS < OUTER_TILE:
-            r = first + tl.arange(0, ROWS)[:, None]
-            block = tl.load(outer_matrix + r * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
-            u = _right(_left(block, v), inner)
-            channel = r * INNER + j
-            valid = (r < OUTER) & (j < INNER)
+        if not NORMED:
+            size, inverse_size = power_of_two_above(tl.max(tl.abs(v)))
+        if SPREAD:
+            # H_outer = H_parts kron H_16: the sums over the parts, of which a program needs one, need no product.
+            first = tl.program_id(1) * 16
+            if PARTS > 1:
+                part = tl.arange(0, PARTS)
+                sign = tl.load(outer_matrix + first * OUTER_TILE + part * 16).to(tl.float32)
+                v = tl.sum(tl.reshape(v, (PARTS, 16, INNER_TILE)) * sign[:, None, None], 0)
+            a = tl.arange(0, 16)
+            block = tl.load(outer_matrix + a[:, None] * OUTER_TILE + a[None, :])
+            u = _left(block, _right(v * (common * inverse_size), inner))
+            channel = (first + a)[:, None] * INNER + j
+            valid = ((first + a)[:, None] < OUTER) & (j < INNER)
         elif OUTER_TILE < 256:
             block = tl.load(outer_matrix + i * OUTER_TILE + tl.arange(0, OUTER_TILE)[None, :])
-            u = _left(block, _right(v, inner))
+            u = _left(block, _right(v * (common * inverse_size), inner))
         else:
             # The corner of Sylvester's matrix is the smaller one; H_outer = H_16 kron H_rest.
             REST: tl.constexpr = OUTER_TILE // 16
@@ -305,7 +339,8 @@ def _emit(
             b = tl.arange(0, REST)
             h_16 = tl.load(outer_matrix + a[:, None] * OUTER_TILE + a[None, :])
             h_rest = tl.load(outer_matrix + b[:, None] * OUTER_TILE + b[None, :])
-            u = _left(h_16, tl.reshape(_right(v, inner), (16, REST * INNER_TILE)))
+            u = _right(v * (common * inverse_size), inner)
+            u = _left(h_16, tl.reshape(u, (16, REST * INNER_TILE)))
             u = tl.permute(tl.reshape(u, (16, REST, INNER_TILE)), (1, 0, 2))
             u = _left(h_rest, tl.reshape(u, (REST, 16 * INNER_TILE)))
             place = tl.arange(0, 16 * INNER_TILE)[None, :]
@@ -410,25 +445,27 @@ def emit(
         inner = _inner_size(channels, _LARGEST_INNER)
         parts = _parts(inner)
         outer_matrix, inner_matrix = _matrices(channels, inner, sum(parts), y.device)
+        # Rows go in 256 / sqrt(C) times a power of two, and come out divided by 256 times that one, which is exact.
+        grown = 256.0 * 2.0 ** (channels.bit_length() // 2)
         warps, programs = _MANY_IN_PARTS if parts[1] else _MANY
         _emit_many[(min(len(rows), programs),)](
-            rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
-            len(rows), rows.stride(0), gate.stride(0), channels, group_size, channels // inner, len(outer_matrix),
-            inner, *parts, z is not None, z_scale is not None, step, weight is not None, scale_out is not None,
-            step_out, num_warps=warps, **launch_options(y),
+            rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps,
+            grown * channels**-0.5, 1.0 / grown, len(rows), rows.stride(0), gate.stride(0), channels, group_size,
+            channels // inner, len(outer_matrix), inner, *parts, z is not None, z_scale is not None, step,
+            weight is not None, scale_out is not None, step_out, num_warps=warps, **launch_options(y),
         )  # fmt: skip
         return out
     if transform:
         inner = _inner_size(channels, 32)
         outer_matrix, inner_matrix = _matrices(channels, inner, _tile(inner), y.device)
         outer, outer_tile, inner_tile = channels // inner, len(outer_matrix), len(inner_matrix)
-        block = 16 if len(rows) <= _SPREAD_ROWS else outer_tile
     else:
         outer_matrix = inner_matrix = rows
-        inner, outer, outer_tile, inner_tile, block = channels, 1, 1, triton.next_power_of_2(channels), 1
-    _emit[len(rows), ceil(outer / block)](
+        inner, outer, outer_tile, inner_tile = channels, 1, 1, triton.next_power_of_2(channels)
+    spread = transform and len(rows) <= _SPREAD_ROWS
+    _emit[len(rows), ceil(outer / 16) if spread else 1](
         rows, gate, z_scale, weight, out, scale_out, outer_matrix, inner_matrix, eps, float(channels**-0.5),
-        rows.stride(0), gate.stride(0), channels, group_size, outer, outer_tile, inner, inner_tile, block,
+        rows.stride(0), gate.stride(0), channels, group_size, outer, outer_tile, inner, inner_tile, spread,
         z is not None, z_scale is not None, step, weight is not None, transform, scale_out is not None, step_out,
         num_warps=_warps(channels, len(rows)), **launch_options(y),
     )  # fmt: skip

@@ -2,8 +2,8 @@
 """`int4_progressive_linear` on NVIDIA GPUs: `int8_linear`'s kernels over weights that are expanded as they are read.
 
 The kernels read their own arrangement of the checkpoint's bytes (`arrange`): in blocks of eight granules of codes (a
-granule is 16 or 32 codes of one group), byte j of a block holds code j of its first half in the low nibble and code j
-of its second half in the high one; the bytes of the block's eight grids are one int64. Four neighbouring codes are
+granule is 16, 32 or 64 codes of one group), byte j of a block holds code j of its first half in the low nibble and code
+j of its second half in the high one; the bytes of the block's eight grids are one int64. Four neighbouring codes are
 expanded at once: with u = code + 8 and z = zero point + 8, ``(u - z) * m + 128`` lies within a byte, so that one
 32-bit product and one sum do four of them without a carry between them.
 
@@ -27,6 +27,7 @@ from ssmquant.ops.int4_progressive_linear import int4_progressive_linear
 from ssmquant.ops.int8_linear.triton import (
     RowFormat,
     contiguous,
+    expect_few_tokens,
     expect_one_target,
     has_descriptors,
     launch_rows,
@@ -46,12 +47,14 @@ __all__ = [
     "arrange",
     "expand_into",
     "linear_int4_progressive",
+    "norm_linear_int4_progressive",
     "scratch_bytes",
     "unsupported",
 ]
 
 _FEW_TOKENS = 2  # most that go to the kernel for few of them, which repeats its work for each
-_MAX_ROWS_K = 8192  # 16 times the sum of so many products fits into an int32
+_MAX_ROWS_K = 16384  # all of K of some rows fits into registers up to here
+_SPAN = 128  # bytes of a row that a step of a tile takes at most
 _MAX_TILE_TOKENS = 128  # above, the weight is expanded once for all tiles of tokens
 _MAX_SCRATCH = 1 << 28  # bytes of an expanded weight; a larger one (a head) is expanded tile by tile
 
@@ -59,7 +62,7 @@ _MAX_SCRATCH = 1 << 28  # bytes of an expanded weight; a larger one (a head) is 
 def _granule(k: int, groups: int) -> int:
     """Return how many codes a byte of the arranged grid stands for, 0 if there is no arrangement for these sizes."""
     size = k // groups
-    return next((g for g in (32, 16) if size % g == 0 and k % (8 * g) == 0), 0)
+    return next((g for g in (64, 32, 16) if size % g == 0 and k % (8 * g) == 0), 0)
 
 
 def unsupported(k: int, groups: int) -> str | None:
@@ -115,26 +118,48 @@ def _of_words(blocks, GRANULE: tl.constexpr):
 
 
 @triton.jit
-def _products(words, x, x_sum, grid, ASSEMBLY: tl.constexpr):
-    """Return 16 times the products of x with words of nibbles at the top of their bytes, which are 16 times codes."""
-    moved = x_sum * (128 - (grid & 0xF0))  # minus 16 times the zero point
-    return dot4(words & -252645136, x, moved, ASSEMBLY) * (grid & 0xF)  # 0xF0F0F0F0
+def _load_chunk(weight, grid, rows, N, words, chunk, CHUNK: tl.constexpr, GRANULE: tl.constexpr):
+    """Load a chunk of rows of packed words ``[rows, CHUNK]``, and the grids of their blocks."""
+    word = chunk * CHUNK + tl.arange(0, CHUNK)
+    block = chunk * (CHUNK // GRANULE) + tl.arange(0, CHUNK // GRANULE)
+    at = weight + (rows.to(tl.int64) * words)[:, None] + word[None, :]
+    known = (rows < N)[:, None]
+    packed = tl.load(at, mask=known & (word < words)[None, :], other=0, eviction_policy="evict_first")
+    inside = known & (block * GRANULE < words)[None, :]
+    grids = tl.load(grid + (block * N)[None, :] + rows[:, None], mask=inside, other=0)
+    return packed, grids
 
 
 @triton.jit
-def _sum_packed(loaded, token, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return the int32 products ``[rows]`` of what `_load_packed` returned with a token's words."""
-    packed = loaded[0]
-    low, high = _of_words(loaded[1], GRANULE)
-    halves = tl.permute(tl.reshape(token, (packed.shape[1], 2, GRANULE)), (0, 2, 1))
-    x_low, x_high = tl.split(halves)
-    sum_low, sum_high = tl.split(dot4(halves, tl.full(halves.shape, 0x01010101, tl.int32), 0, ASSEMBLY))
-    total = _products(packed << 4, x_low[None, :, :], sum_low[None, :, :], low, ASSEMBLY)
-    total += _products(packed, x_high[None, :, :], sum_high[None, :, :], high, ASSEMBLY)
-    return tl.sum(tl.sum(total, axis=2), axis=1) >> 4
+def _fours(x):
+    """Return the sums of four neighbours each, ``[rows, CHUNK / 4]`` of ``[rows, CHUNK]``."""
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 4)), 2)
 
 
-_PACKED = RowFormat(_load_packed, _sum_packed)
+@triton.jit
+def _hold_chunk(parts, CHUNK: tl.constexpr, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Return the words of a token that meet the low and the high nibbles, and minus the sums of sixteen codes each."""
+    ones = tl.full(parts[0].shape, -1, tl.int32)  # four codes of -1
+    low, high = dot4(parts[0], ones, 0, ASSEMBLY), dot4(parts[1], ones, 0, ASSEMBLY)
+    return parts[0], parts[1], _fours(low), _fours(high)
+
+
+@triton.jit
+def _add_chunk(total, loaded, token, CHUNK: tl.constexpr, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Add the products of a chunk of rows with a token's: codes first, then four words' sums times their multiplier."""
+    ROWS: tl.constexpr = loaded[0].shape[0]
+    shift = (tl.arange(0, GRANULE // 4) * 4 // (GRANULE // 4) * 8)[None, None, :]
+    grids = tl.broadcast_to(loaded[1][:, :, None], (ROWS, CHUNK // GRANULE, GRANULE // 4))
+    first = tl.reshape(grids.to(tl.int32) >> shift, (ROWS, CHUNK // 4))
+    second = tl.reshape((grids >> 32).to(tl.int32) >> shift, (ROWS, CHUNK // 4))
+    # Low nibbles as code + 8, like zero points; high ones as 16 times the code.
+    low = _fours(dot4((loaded[0] ^ 0x08080808) & 0x0F0F0F0F, token[0], 0, ASSEMBLY))
+    high = _fours(dot4(loaded[0] & -252645136, token[1], 0, ASSEMBLY)) >> 4  # 0xF0F0F0F0
+    total += (low + ((first >> 4) & 0xF) * token[2]) * (first & 0xF)
+    return total + (high + (((second >> 4) & 0xF) - 8) * token[3]) * (second & 0xF)
+
+
+_PACKED = RowFormat(_load_chunk, _hold_chunk, _add_chunk, 2, 4)
 
 
 @triton.jit
@@ -203,22 +228,22 @@ def _high_codes(w, grid, ASSEMBLY: tl.constexpr):
 def _tiles(
     x, x_scale, weight, grid, weight_scale, bias, scale_out, out, residual, sums, arrived, M, N, K,
     X_TOKENS: tl.constexpr, OUT_CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    GRANULE: tl.constexpr, SPLIT_K: tl.constexpr, DESCRIPTORS: tl.constexpr, ASSEMBLY: tl.constexpr,
+    GRANULE: tl.constexpr, SPAN: tl.constexpr, SPLIT_K: tl.constexpr, DESCRIPTORS: tl.constexpr, ASSEMBLY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One tile ``[BLOCK_N, BLOCK_M]`` of the transposed result, or a part of K of it, a block of K at a time."""
+    """One tile ``[BLOCK_N, BLOCK_M]`` of the transposed result, or a part of K of it, SPAN bytes of a row at a time."""
     let_next_start(PDL)
     HALF: tl.constexpr = 4 * GRANULE  # codes in half a block, bytes in a whole one
+    SPANS: tl.constexpr = HALF // SPAN
     tile = tl.program_id(0)
     split = tl.program_id(1)
     begin_m, begin_n = place_of_tile(tile, M, N, BLOCK_M, BLOCK_N)
     rows = begin_m + tl.arange(0, BLOCK_M)
     columns = begin_n + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, HALF)
-    shift = (depth // GRANULE * 8)[None, :]
-    blocks = K // (2 * HALF)
-    width = tl.cdiv(blocks, SPLIT_K)
-    first_block = split * width
+    depth = tl.arange(0, SPAN)
+    spans = K // (2 * SPAN)
+    width = tl.cdiv(spans, SPLIT_K)
+    first_span = split * width
     grid_at = grid + columns % N
     if not DESCRIPTORS:
         # Rows beyond the end are read from the start again and never stored.
@@ -226,16 +251,20 @@ def _tiles(
         w_at = weight + (columns % N).to(tl.int64)[:, None] * (K // 2) + depth[None, :]
     wait_for_previous(PDL)
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
-    for block in tl.range(first_block, min(first_block + width, blocks)):
+    for span in tl.range(first_span, min(first_span + width, spans)):
+        block = span // SPANS
+        within = span % SPANS * SPAN
+        low = block * (2 * HALF) + within
         if DESCRIPTORS:
-            w = weight.load([begin_n, block * HALF])
-            x_low = x.load([begin_m, block * 2 * HALF]).T
-            x_high = x.load([begin_m, block * 2 * HALF + HALF]).T
+            w = weight.load([begin_n, span * SPAN])
+            x_low = x.load([begin_m, low]).T
+            x_high = x.load([begin_m, low + HALF]).T
         else:
-            w = tl.load(w_at + block * HALF)
-            x_low = tl.load(x_at + block * 2 * HALF)
-            x_high = tl.load(x_at + block * 2 * HALF + HALF)
+            w = tl.load(w_at + span * SPAN)
+            x_low = tl.load(x_at + low)
+            x_high = tl.load(x_at + low + HALF)
         grids = tl.load(grid_at + block * N)
+        shift = ((within + depth) // GRANULE * 8)[None, :]
         first = (grids.to(tl.int32)[:, None] >> shift) & 0xFF
         second = ((grids >> 32).to(tl.int32)[:, None] >> shift) & 0xFF
         total = tl.dot(_low_codes(w, first, ASSEMBLY), x_low, total, out_dtype=tl.int32)
@@ -329,15 +358,60 @@ def linear_int4_progressive(
         return
     tiles, split, sums, arrived = splits(x.device, m, n, tile)
     half = k // len(grid) // 2
+    span = min(half, _SPAN)
     stored = weight.view(torch.int8)
     descriptors = has_descriptors(x)
     _tiles[(tiles, split)](
-        TensorDescriptor.from_tensor(x, [tile.block_m, half]) if descriptors else x, x_scale,
-        TensorDescriptor.from_tensor(stored, [tile.block_n, half]) if descriptors else stored, grid,
+        TensorDescriptor.from_tensor(x, [tile.block_m, span]) if descriptors else x, x_scale,
+        TensorDescriptor.from_tensor(stored, [tile.block_n, span]) if descriptors else stored, grid,
         weight_scale, bias, scale_out, out, residual, sums, arrived, m, n, k,
         X_TOKENS=x_scale.numel() > 1, OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, GRANULE=half // 4, SPLIT_K=split, DESCRIPTORS=descriptors,
-        ASSEMBLY=not interpreted(_tiles), num_warps=tile.warps, num_stages=tile.stages, **launch_options(x, chained),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, GRANULE=half // 4, SPAN=span, SPLIT_K=split,
+        DESCRIPTORS=descriptors, ASSEMBLY=not interpreted(_tiles), num_warps=tile.warps, num_stages=tile.stages,
+        **launch_options(x, chained),
+    )  # fmt: skip
+
+
+def norm_linear_int4_progressive(
+    hidden: Tensor,
+    gain: Tensor,
+    eps: float,
+    x_scale: Tensor,
+    weight: Tensor,
+    grid: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    *,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> None:
+    """Write the linear layer of the quantised RMS norm of a few tokens, in one launch; see `norm_linear_int8`.
+
+    Args:
+        hidden: float ``[M, K]``, M at most `MAX_NORM_TOKENS`.
+        gain: float32 ``[K]``.
+        eps: added to the mean square.
+        x_scale: float32 ``[1]``, the scale of the norm's codes.
+        weight: as the rest, see `linear_int4_progressive`.
+        grid: int64 ``[blocks, N]``.
+        weight_scale: float32 ``[N]``.
+        bias: float32 ``[N]``.
+        scale_out: float32 ``[1]`` or ``[N]``.
+        out: ``[M, N]``.
+        tile: how to cut the product.
+
+    Raises:
+        InputError: more tokens than the kernel is for, or a K that it cannot take.
+    """
+    m, k = hidden.shape
+    n = len(weight)
+    expect_few_tokens(m, k, 128)
+    expect_one_target(out, None, scale_out)
+    tile = tile or tile_of("norm_int4_progressive_linear", hidden.device, m, n, k, Tile(0, 8, stages=4))
+    launch_rows(
+        hidden, gain, eps, x_scale, _PACKED, weight.view(torch.int32), grid, weight_scale, bias, scale_out, out, None,
+        tile,
     )  # fmt: skip
 
 

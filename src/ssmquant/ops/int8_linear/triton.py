@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment, var-annotated"
 # ruff: noqa: RUF005, SIM108  (Triton compiles neither unpacking into a tuple nor every conditional expression)
 """`int8_linear` on NVIDIA GPUs: exact int32 sums, the reference's epilogue, bit for bit.
 
@@ -44,6 +44,7 @@ __all__ = [
     "MAX_NORM_TOKENS",
     "RowFormat",
     "contiguous",
+    "expect_few_tokens",
     "expect_one_target",
     "finish",
     "has_descriptors",
@@ -69,6 +70,39 @@ MAX_NORM_TOKENS = 4
 _MAX_ROWS_K = 16384  # all of K of some rows fits into registers up to here
 _WORKSPACE = 1 << 22  # int32 sums that split tiles may leave for the last program
 _COUNTERS = 1 << 12  # tiles that may be split
+_WORDS_AHEAD = 80  # of weights that a thread of the kernel for few tokens has in flight
+
+
+@triton.jit
+def _operands(bias, scale_out, residual, rows, columns, inside, N, OUT_CHANNELS: tl.constexpr):
+    """Load what `_write` adds to results and divides them by: bias, scale of the codes, residual."""
+    added, scale, before = 0.0, 1.0, 0.0
+    if bias is not None:
+        added = tl.load(bias + columns, mask=columns < N, other=0.0)
+    if residual is not None:
+        at = rows.to(tl.int64) * N + columns
+        before = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    elif scale_out is not None:
+        if OUT_CHANNELS:
+            scale = tl.load(scale_out + columns, mask=columns < N, other=1.0)
+        else:
+            scale = tl.load(scale_out)
+    return added, scale, before
+
+
+@triton.jit
+def _write(y, operands, bias, scale_out, out, residual, rows, columns, inside, N):
+    """Store float32 results as `finish` does, given its `_operands`."""
+    if bias is not None:
+        y = y + operands[0]
+    at = rows.to(tl.int64) * N + columns
+    if residual is not None:
+        y = y + operands[2]
+        tl.store(residual + at, y.to(residual.dtype.element_ty), mask=inside)
+    elif scale_out is not None:
+        tl.store(out + at, quantize(y, reciprocal(operands[1])), mask=inside)
+    else:
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -77,20 +111,8 @@ def finish(y, bias, scale_out, out, residual, rows, columns, inside, N, OUT_CHAN
 
     ``rows``, ``columns`` and ``inside`` broadcast to y's shape; the residual is read and written in its own dtype.
     """
-    if bias is not None:
-        y = y + tl.load(bias + columns, mask=columns < N, other=0.0)
-    at = rows.to(tl.int64) * N + columns
-    if residual is not None:
-        y = y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(residual + at, y.to(residual.dtype.element_ty), mask=inside)
-    elif scale_out is not None:
-        if OUT_CHANNELS:
-            scale = tl.load(scale_out + columns, mask=columns < N, other=1.0)
-        else:
-            scale = tl.load(scale_out)
-        tl.store(out + at, quantize(y, reciprocal(scale)), mask=inside)
-    else:
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    operands = _operands(bias, scale_out, residual, rows, columns, inside, N, OUT_CHANNELS)
+    _write(y, operands, bias, scale_out, out, residual, rows, columns, inside, N)
 
 
 @triton.jit
@@ -114,64 +136,123 @@ def normed_words(hidden, gain, eps, inverse_scale, columns, inside, K):
 
 
 @triton.jit
-def _load_codes(weight, grid, rows, N, words, WORDS: tl.constexpr, GRANULE: tl.constexpr):
-    """Load rows of int32 words of four codes: what `_rows` holds of a weight of int8 codes."""
-    word = tl.arange(0, WORDS)
+def _load_codes(weight, grid, rows, N, words, chunk, CHUNK: tl.constexpr, GRANULE: tl.constexpr):
+    """Load a chunk of rows of a weight of int8 codes, as int32 words of four."""
+    word = chunk * CHUNK + tl.arange(0, CHUNK)
     at = weight + (rows.to(tl.int64) * words)[:, None] + word[None, :]
     inside = (rows < N)[:, None] & (word < words)[None, :]
     return (tl.load(at, mask=inside, other=0, eviction_policy="evict_first"),)
 
 
 @triton.jit
-def _sum_codes(loaded, token, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return the int32 products ``[rows]`` of what `_load_codes` returned with a token's words."""
-    return tl.sum(dot4(loaded[0], token[None, :], 0, ASSEMBLY), axis=1)
+def _hold_codes(parts, CHUNK: tl.constexpr, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Return what `_add_codes` takes of a chunk of a token, words as `_rows` has them."""
+    return parts
+
+
+@triton.jit
+def _add_codes(total, loaded, token, CHUNK: tl.constexpr, GRANULE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Add the products of a chunk of rows with a token's."""
+    return dot4(loaded[0], token[0], total, ASSEMBLY)
+
+
+@triton.jit
+def _place(chunk, part, CHUNK: tl.constexpr, GRANULE: tl.constexpr, PARTS: tl.constexpr):
+    """Return which words of a token meet a chunk's words, ``[CHUNK]``; of those with two parts, which meet a part."""
+    word = chunk * CHUNK + tl.arange(0, CHUNK)
+    if PARTS > 1:
+        word = word // GRANULE * (PARTS * GRANULE) + part * GRANULE + word % GRANULE
+    return word
 
 
 @triton.jit
 def _rows(
     x, gain, eps, x_scale, weight, grid, weight_scale, bias, scale_out, out, residual, N, words,
-    LOAD: tl.constexpr, SUM: tl.constexpr, GRANULE: tl.constexpr,
-    M: tl.constexpr, X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
-    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, WORDS: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
+    LOAD: tl.constexpr, HOLD: tl.constexpr, ADD: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    GRANULE: tl.constexpr, M: tl.constexpr, X_TOKENS: tl.constexpr, W_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, TOKEN_ROWS: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """M tokens times STEPS blocks of BLOCK_N rows of the weight, one block after the other.
+    """M tokens times STEPS blocks of BLOCK_N rows of the weight, one block after the other, AHEAD of them in flight.
 
-    A row is ``words`` int32 of four codes, WORDS the next power of two. LOAD brings a block of them as the format
-    stores it, SUM multiplies that with a token. x is int32 ``[M, words]``; with a gain it is the float hidden
-    ``[M, 4 * words]`` whose norm is quantised first.
+    A row is CHUNKS times CHUNK int32 ``words``, as the format stores them; see `RowFormat`. x is int32
+    ``[M, PARTS * words]``; with a gain it is the float hidden ``[M, 4 * PARTS * words]`` whose norm is quantised first.
     """
     let_next_start(PDL)
     rows = tl.program_id(0) * (STEPS * BLOCK_N) + tl.arange(0, BLOCK_N)
-    word = tl.arange(0, WORDS)
-    there = word < words
-    loaded = LOAD(weight, grid, rows, N, words, WORDS, GRANULE)
+    byte = tl.arange(0, 4)[None, :]
+    loaded = ()
+    w_scales = ()
+    for step in tl.static_range(STEPS):
+        here = rows + step * BLOCK_N
+        if step < AHEAD:
+            for chunk in tl.static_range(CHUNKS):
+                loaded = loaded + (LOAD(weight, grid, here, N, words, chunk, CHUNK, GRANULE),)
+        if W_CHANNELS:
+            w_scales = w_scales + (tl.load(weight_scale + here, mask=here < N, other=0.0),)
+        else:
+            w_scales = w_scales + (tl.load(weight_scale),)
+    gains = ()
     if gain is not None:
-        columns = word[:, None] * 4 + tl.arange(0, 4)[None, :]
-        gains = tl.load(gain + columns, mask=there[:, None], other=0.0)
+        for chunk in tl.static_range(CHUNKS):
+            for part in tl.static_range(PARTS):
+                columns = _place(chunk, part, CHUNK, GRANULE, PARTS)[:, None] * 4 + byte
+                gains = gains + (tl.load(gain + columns, mask=columns < 4 * PARTS * words, other=0.0),)
         inverse = reciprocal(tl.load(x_scale))
     wait_for_previous(PDL)
     tokens = ()
     for m in tl.static_range(M):
-        if gain is None:
-            token = tl.load(x + m * words + word, mask=there, other=0)
-        else:
-            token = normed_words(x + m * words * 4, gains, eps, inverse, columns, there[:, None], words * 4)
-        tokens = tokens + (token,)
+        row = x + m * (4 * PARTS * words if gain is not None else PARTS * words)
+        found = ()
+        squares = tl.zeros((CHUNK, 4), tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            for part in tl.static_range(PARTS):
+                place = _place(chunk, part, CHUNK, GRANULE, PARTS)
+                if gain is None:
+                    # A matrix like the weight's words, so that each thread loads those that it needs.
+                    at = row + (place[None, :] + tl.arange(0, TOKEN_ROWS)[:, None] * 0)
+                    found = found + (tl.load(at, mask=(place < PARTS * words)[None, :], other=0),)
+                else:
+                    columns = place[:, None] * 4 + byte
+                    v = tl.load(row + columns, mask=columns < 4 * PARTS * words, other=0.0).to(tl.float32)
+                    squares += v * v
+                    found = found + (v,)
+        if gain is not None:
+            mean = tl.div_rn(tl.sum(tl.sum(squares, 1), 0), (4 * PARTS * words).to(tl.float32))
+            factor = rsqrt(mean + eps)
+        for chunk in tl.static_range(CHUNKS):
+            held = ()
+            for part in tl.static_range(PARTS):
+                token = found[chunk * PARTS + part]
+                if gain is not None:
+                    code = quantize(token * factor * gains[chunk * PARTS + part], inverse).to(tl.int32)
+                    word = tl.sum((code & 0xFF) << (8 * byte), 1)[None, :]
+                    token = tl.broadcast_to(word, (TOKEN_ROWS, CHUNK))
+                held = held + (token,)
+            tokens = tokens + (HOLD(held, CHUNK, GRANULE, ASSEMBLY),)
+    operands = ()
     for step in tl.static_range(STEPS):
         here = rows + step * BLOCK_N
-        if step + 1 < STEPS:
-            next_loaded = LOAD(weight, grid, here + BLOCK_N, N, words, WORDS, GRANULE)
-        if W_CHANNELS:
-            w_scale = tl.load(weight_scale + here, mask=here < N, other=0.0)
-        else:
-            w_scale = tl.load(weight_scale)
         for m in tl.static_range(M):
-            total = SUM(loaded, tokens[m], GRANULE, ASSEMBLY)
-            y = total.to(tl.float32) * (tl.load(x_scale + (m if X_TOKENS else 0)) * w_scale)
-            finish(y, bias, scale_out, out, residual, here * 0 + m, here, here < N, N, OUT_CHANNELS)
-        if step + 1 < STEPS:
-            loaded = next_loaded
+            operands = operands + (
+                _operands(bias, scale_out, residual, here * 0 + m, here, here < N, N, OUT_CHANNELS),
+            )
+    for step in tl.static_range(STEPS):
+        here = rows + step * BLOCK_N
+        for m in tl.static_range(M):
+            total = tl.zeros((BLOCK_N, CHUNK // WIDTH), tl.int32)
+            for chunk in tl.static_range(CHUNKS):
+                total = ADD(
+                    total, loaded[step * CHUNKS + chunk], tokens[m * CHUNKS + chunk], CHUNK, GRANULE, ASSEMBLY
+                )
+            scale = tl.load(x_scale + (m if X_TOKENS else 0)) * w_scales[step]
+            y = tl.sum(total, 1).to(tl.float32) * scale
+            _write(y, operands[step * M + m], bias, scale_out, out, residual, here * 0 + m, here, here < N, N)
+        if step + AHEAD < STEPS:
+            for chunk in tl.static_range(CHUNKS):
+                loaded = loaded + (
+                    LOAD(weight, grid, here + AHEAD * BLOCK_N, N, words, chunk, CHUNK, GRANULE),
+                )
 
 
 @triton.jit
@@ -452,15 +533,22 @@ class RowFormat(NamedTuple):
     """How the kernel for few tokens reads a stored weight.
 
     Attributes:
-        load: jit function from pointers, rows and sizes to what is held of a block of rows.
-        sum: jit function from that and the int32 words ``[WORDS]`` of a token to int32 products ``[rows]``.
+        load: jit function from pointers, rows and sizes to what is held of a chunk of rows.
+        hold: jit function from the words of a token that meet a chunk, a tensor ``[TOKEN_ROWS, CHUNK]`` a part, to
+            what ``add`` takes of them.
+        add: jit function that adds a chunk's int32 products to sums ``[rows, CHUNK / width]``.
+        parts: words of a token that meet a word of the weight.
+        width: words of a chunk that share a sum.
     """
 
     load: Any
-    sum: Any
+    hold: Any
+    add: Any
+    parts: int
+    width: int
 
 
-CODES = RowFormat(_load_codes, _sum_codes)
+CODES = RowFormat(_load_codes, _hold_codes, _add_codes, 1, 1)
 """A weight of int8 codes."""
 
 
@@ -510,15 +598,22 @@ def launch_rows(
         tile: how to cut the product.
         chained: whether the launch may start before the one ahead has finished.
     """
-    m, n = len(x), len(weight)
-    words = x.shape[1] if gain is None else x.shape[1] // 4
+    m, n, words = len(x), len(weight), weight.shape[1]
+    granule = 0 if grid is None else words // len(grid)
+    # All warps along a row where they fit, so that each holds few of a token's words; else a row a warp, or two.
+    chunk = next((size for size in (128 * tile.warps, 128, 64) if words % size == 0), 128)
+    # Words that a thread holds of a block; as many blocks are in flight as leave it room to work.
+    held = triton.cdiv(tile.block_n * triton.cdiv(words, chunk) * chunk, 32 * tile.warps)
     _rows[(triton.cdiv(n, tile.block_n * tile.stages),)](
         x, gain, eps, x_scale, weight, grid, weight_scale, bias, scale_out, out, residual, n, words,
-        LOAD=stored.load, SUM=stored.sum,
-        GRANULE=0 if grid is None else words // len(grid) // 2, M=m, X_TOKENS=x_scale.numel() > 1,
+        LOAD=stored.load, HOLD=stored.hold, ADD=stored.add, PARTS=stored.parts, WIDTH=stored.width,
+        GRANULE=granule, M=m, X_TOKENS=x_scale.numel() > 1,
         W_CHANNELS=weight_scale.numel() > 1, OUT_CHANNELS=scale_out is not None and scale_out.numel() > 1,
-        BLOCK_N=tile.block_n, STEPS=tile.stages, WORDS=triton.next_power_of_2(words),
-        ASSEMBLY=not interpreted(_rows), num_warps=tile.warps, **launch_options(x, chained),
+        BLOCK_N=tile.block_n, STEPS=tile.stages, AHEAD=max(min(_WORDS_AHEAD // held, tile.stages), 1),
+        CHUNK=chunk, CHUNKS=triton.cdiv(words, chunk),
+        # A token's words repeated for each warp's row, or once for all.
+        TOKEN_ROWS=1 if chunk == 128 * tile.warps else tile.block_n, ASSEMBLY=not interpreted(_rows),
+        num_warps=tile.warps, **launch_options(x, chained),
     )  # fmt: skip
 
 
@@ -557,17 +652,22 @@ def norm_linear_int8(
     """
     m, k = hidden.shape
     n = weight.shape[0]
-    if not 0 < m <= MAX_NORM_TOKENS or k % 16 or k > _MAX_ROWS_K or weight.data_ptr() % 16:
-        raise InputError(
-            f"norm_linear_int8: takes 1 to {MAX_NORM_TOKENS} tokens and a K divisible by 16, at most {_MAX_ROWS_K}; "
-            f"got {m} tokens, K = {k}; run rms_norm and linear_int8 instead"
-        )
+    expect_few_tokens(m, k, 16)
     expect_one_target(out, None, scale_out)
     tile = tile or tile_of("norm_int8_linear", hidden.device, m, n, k, Tile(0, 4, stages=8))
     launch_rows(
         hidden, gain, eps, x_scale, CODES, weight.view(torch.int32), None, weight_scale, bias, scale_out, out, None,
         tile,
     )  # fmt: skip
+
+
+def expect_few_tokens(m: int, k: int, unit: int) -> None:
+    """Raise unless the kernel for few tokens takes m of them with a norm in front; K in units of so many codes."""
+    if not 0 < m <= MAX_NORM_TOKENS or k % unit or k > _MAX_ROWS_K:
+        raise InputError(
+            f"linear layer after a norm: takes 1 to {MAX_NORM_TOKENS} tokens and a K divisible by {unit}, at most "
+            f"{_MAX_ROWS_K}; got {m} tokens, K = {k}; run rms_norm and the layer instead"
+        )
 
 
 def expect_one_target(out: Tensor | None, residual: Tensor | None, scale_out: Tensor | None) -> None:

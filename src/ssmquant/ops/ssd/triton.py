@@ -262,7 +262,8 @@ def _states(
     directions += t[None, :] * D_STATE + n[:, None]
     # A state that is rounded at the end of every chunk has nothing to add from an unfinished one.
     updates = length // period if KEPT_STARTS else chunks
-    for chunk in range(updates):
+    # Where the loop itself says how far, all loads are made ahead, those too that no product needs.
+    for chunk in tl.range(0, updates, num_stages=3):
         if KEPT_STARTS:
             start = chunk * period
             end = start + period
@@ -504,7 +505,7 @@ def scan_codes(
         length, period, chunks, heads, x.stride(0), x.stride(1),
         headdim, d_state, heads // groups, x_step, group_step, state_step,
         bool(interval), state_scale is not None, kept_starts, fresh, tokens, p_part, n_part,
-        num_warps=4, num_stages=3, **options,
+        num_warps=4, **options,
     )  # fmt: skip
     # Sums of codes are at most N * 127**2: this brings them below 2**15, where two float16 terms hold them.
     shift = 2.0 ** (15 - ceil(log2(d_state * 127**2)))

@@ -1,8 +1,9 @@
-"""Decode with Mamba-2 on GPUs: two launches from in_proj's codes to the scan's output, and the rounding of states.
+"""Decode with Mamba-2 on GPUs: from in_proj's codes to the scan's output, and the rounding of states.
 
-`step` does the convolution, dt and the scan of one token for every row and head: first what heads share, then the
-heads. A reduced state is only read: the tokens since its last rounding wait as codes (their dt as floats), and with
-cum_i the sum of the log decays up to token i,
+`step` does the convolution, dt and the scan of one token for every row and head. For few rows that is one launch, in
+floats; for more, what heads share comes first, and the heads multiply integers on tensor cores. A reduced state is only
+read: the tokens since its last rounding wait as codes (their dt as floats), and with cum_i the sum of the log decays up
+to token i,
 
     y_j = exp(cum_j) C_j S + sum_{i <= j} exp(cum_j - cum_i) dt_i (C_j B_i) x_i + D x_j.
 
@@ -31,7 +32,10 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["BLOCK", "Constants", "Memory", "Sizes", "in_blocks", "in_order", "round_states", "step"]
 
-_CHANNELS = 512  # of x that one program convolves
+_ALONE = 4
+"""Rows up to which each program computes itself what heads share; for more, a launch of its own does it once."""
+_HEADS = 8
+"""Heads whose weights of tokens one program of that launch computes: with more, fewer programs read B again."""
 BLOCK = 16
 """Waiting tokens of a channel that lie together in `Memory.x`."""
 
@@ -164,31 +168,83 @@ def _convolved(total, newest, weight, scale, bias, inverse, c, valid, TAPS: tl.c
 
 
 @triton.jit
-def _store_digits(values, target, stride, valid, COUNT: tl.constexpr):
-    """Store rows of float32 values as COUNT int8 digits, ``stride`` apart; return each row's size.
+def _channels(
+    ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, c, valid, old, keep, TAPS: tl.constexpr
+):  # fmt: skip
+    """Return the codes of the convolution's output for some channels, given `_old_taps`; keep their newest input."""
+    new = tl.load(projected + c, mask=valid, other=0)
+    tl.store(newest + c, new, mask=valid & keep)
+    return _convolved(old, new, conv_weight, conv_scale, conv_bias, conv_inverse, c, valid, TAPS)
+
+
+@triton.jit
+def _digits(values, COUNT: tl.constexpr):
+    """Return rows of float32 values as a tuple of COUNT int8 digits, and each row's size.
 
     Digit d is worth ``2**(-6 - 7 d)`` of the size, a power of two; at most half of the last digit's worth is lost.
     """
     size, inverse_size = power_of_two_above(tl.max(tl.abs(values), 1))
     rest = values * inverse_size[:, None] * 64.0  # in this order: 64 times the largest reciprocal is infinite
-    for index in tl.static_range(COUNT):
+    digits = ()
+    for _ in tl.static_range(COUNT):
         digit = (rest + 12582912.0) - 12582912.0
-        tl.store(target + index * stride, digit.to(tl.int8), mask=valid)
+        digits = digits + (digit.to(tl.int8),)  # type: ignore[assignment]  # noqa: RUF005  (no unpacking in Triton)
         rest = (rest - digit) * 128.0
-    return size
+    return digits, size
+
+
+@triton.jit
+def _waiting(
+    waiting_B, waiting_dt, slot, group, head, in_heads, n, k, j,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, INTERVAL: tl.constexpr,
+):  # fmt: skip
+    """Load what waits of a group's B ``[TOKENS, N]`` and of heads' dt ``[heads, TOKENS]``, that twice: one token on."""
+    waits, in_n = k < j, n < D_STATE
+    B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE
+    old_B = tl.load(
+        B_home + n[None, :] + k[:, None] * (GROUPS * D_STATE), mask=waits[:, None] & in_n[None, :], other=0
+    )
+    times = waiting_dt + slot * (INTERVAL * HEADS) + head[:, None] + k[None, :] * HEADS
+    steps = tl.load(times, mask=waits[None, :] & in_heads[:, None], other=0.0)
+    behind = tl.load(times + HEADS, mask=(k + 1 < j)[None, :] & in_heads[:, None], other=0.0)
+    return old_B, steps, behind
+
+
+@triton.jit
+def _weights(waiting, B, C, both, new, rate, k, j):
+    """Return what weighs the waiting tokens ``[heads, TOKENS]`` and the new one, and what is left of the state.
+
+    Args:
+        waiting: of `_waiting`, tokens k from the last to the first: the decay after a token is the sum over the tokens
+            behind it, and as a sum of terms of one sign it is never the small difference of large ones.
+        B: codes ``[N]``.
+        C: codes ``[N]``.
+        both: product of their scales.
+        new: dt ``[heads]``.
+        rate: logarithm of the decay over dt, to base two, ``[heads]``.
+        k: waiting tokens ``[TOKENS]``.
+        j: how many wait.
+    """
+    old_B, steps, behind = waiting
+    row_of_C = tl.where(tl.arange(0, 16)[:, None] == 0, C[None, :], 0).to(tl.int8)
+    match = tl.sum(tl.dot(row_of_C, tl.trans(old_B)), 0).to(tl.float32) * both
+    own_match = tl.sum(B.to(tl.int32) * C.to(tl.int32), 0).to(tl.float32) * both
+    behind = tl.where(k[None, :] + 1 == j, new[:, None], behind)
+    # The hardware's exponential is off by as many ulp as its exponent is large, and then the result is small.
+    weight = tl.exp2(tl.cumsum(behind * rate[:, None], 1)) * steps * match[None, :]
+    return weight, new * own_match, tl.exp2((tl.sum(steps, 1) + new) * rate)
 
 
 @triton.jit
 def _prepare(
     projected, slots, positions, conv_weight, conv_scale, conv_bias, conv_inverse, B_scale, C_scale, dt_scale,
-    dt_bias, A, state_scale, ring, waiting_x, waiting_B, waiting_dt, convolved, asked, given,
-    asked_digits, asked_sizes, token_digits, token_sizes, own, gone, dt_min, dt_max, projected_row,
+    dt_bias, A, state_scale, ring, waiting_B, waiting_dt, asked, given, asked_digits, asked_sizes, token_digits,
+    token_sizes, own, gone, dt_min, dt_max, projected_row,
     HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, TAPS: tl.constexpr,
     INTERVAL: tl.constexpr, CODED: tl.constexpr, SCALE_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr,
-    N_TILE: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, HEADS_TILE: tl.constexpr, X_TILE: tl.constexpr,
-    PDL: tl.constexpr,
+    N_TILE: tl.constexpr, TOKENS: tl.constexpr, HEADS_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """What heads share: first programs for some heads of a group, for four rows of its scales, then for x."""
+    """What heads share of a row: first programs for some heads of a group, then for four rows of its scales."""
     INNER: tl.constexpr = HEADS * HEADDIM
     CHANNELS: tl.constexpr = INNER + 2 * GROUPS * D_STATE
     OF_GROUP: tl.constexpr = HEADS // GROUPS
@@ -206,21 +262,8 @@ def _prepare(
     newest = ring + position % TAPS * CHANNELS
     n = tl.arange(0, N_TILE)
     in_n = n < D_STATE
-    if program >= GROUPS * (PARTS + SCALE_PARTS):
-        c = (program - GROUPS * (PARTS + SCALE_PARTS)) * X_TILE + tl.arange(0, X_TILE)
-        in_c = c < INNER
-        x_sum = _old_taps(ring, conv_weight, c, in_c, position, CHANNELS, TAPS)
-        wait_for_previous(PDL)
-        x_in = tl.load(projected + c, mask=in_c, other=0)
-        x = _convolved(x_sum, x_in, conv_weight, conv_scale, conv_bias, conv_inverse, c, in_c, TAPS)
-        tl.store(newest + c, x_in, mask=in_c)
-        tl.store(convolved + row * INNER + c, x, mask=in_c)
-        if INTERVAL > 0:
-            block = slot * ((INTERVAL + BLOCK - 1) // BLOCK) + j // BLOCK
-            tl.store(waiting_x + (block * INNER + c) * BLOCK + j % BLOCK, x, mask=in_c)
-    elif program >= GROUPS * PARTS:
-        # C times the state's scales, which lie along the sum, as integers: four digits for each row of scales, digit d
-        # worth 2**(-6 - 7 d) of the row's size.
+    if program >= GROUPS * PARTS:
+        # C times the state's scales, which lie along the sum, as integers: four digits for each row of scales.
         group = (program - GROUPS * PARTS) // SCALE_PARTS
         own_row = (program - GROUPS * PARTS) % SCALE_PARTS * 4 + tl.arange(0, 4)
         known = (own_row < OWN_ROWS)[:, None] & in_n[None, :]
@@ -230,69 +273,62 @@ def _prepare(
         )
         scale *= tl.load(C_scale + group)
         C_channel = INNER + (GROUPS + group) * D_STATE + n
-        C_sum = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
+        C_old = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
         wait_for_previous(PDL)
-        C_in = tl.load(projected + C_channel, mask=in_n, other=0)
-        C = _convolved(C_sum, C_in, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, TAPS)
-        scaled = scale * number(C)[None, :]
+        C = _channels(
+            ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, C_old, False,
+            TAPS,
+        )  # fmt: skip
+        questions, question_sizes = _digits(scale * number(C)[None, :], 4)
         here = (row * GROUPS + group) * OWN_ROWS + own_row
         into = asked_digits + (here * 4)[:, None] * D_STATE + n[None, :]
-        tl.store(asked_sizes + here, _store_digits(scaled, into, D_STATE, known, 4), mask=own_row < OWN_ROWS)
+        for digit in tl.static_range(4):
+            tl.store(into + digit * D_STATE, questions[digit], mask=known)
+        tl.store(asked_sizes + here, question_sizes, mask=own_row < OWN_ROWS)
     else:
         group = program // PARTS
         first = program % PARTS == 0
         place = program % PARTS * HEADS_TILE + tl.arange(0, HEADS_TILE)
         in_heads = place < OF_GROUP
         head = group * OF_GROUP + place
-        # Tokens from the last to the first: the decay after a token is the sum over the tokens behind it, and as a sum
-        # of terms of one sign it is never the small difference of large ones.
         k = TOKENS - 1 - tl.arange(0, TOKENS)
-        decay_rate = tl.load(A + head, mask=in_heads, other=0.0)
+        rate = tl.load(A + head, mask=in_heads, other=0.0) * 1.4426950408889634
         step_scale = tl.load(dt_scale + head, mask=in_heads, other=0.0)
         bias = tl.load(dt_bias + head, mask=in_heads, other=0.0)
-        dt_home = waiting_dt + slot * (INTERVAL * HEADS) + head
         B_channel = INNER + group * D_STATE + n
         C_channel = B_channel + GROUPS * D_STATE
-        B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
         if INTERVAL > 0:
-            old_B = tl.load(
-                B_home[None, :] + k[:, None] * (GROUPS * D_STATE),
-                mask=(k < j)[:, None] & in_n[None, :],
-                other=0,
+            waiting = _waiting(
+                waiting_B, waiting_dt, slot, group, head, in_heads, n, k, j, HEADS, GROUPS, D_STATE, INTERVAL
             )
-            times = dt_home[:, None] + k[None, :] * HEADS
-            steps = tl.load(times, mask=(k < j)[None, :] & in_heads[:, None], other=0.0)
-            behind = tl.load(times + HEADS, mask=(k + 1 < j)[None, :] & in_heads[:, None], other=0.0)
-        B_sum = _old_taps(ring, conv_weight, B_channel, in_n, position, CHANNELS, TAPS)
-        C_sum = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
+        B_old = _old_taps(ring, conv_weight, B_channel, in_n, position, CHANNELS, TAPS)
+        C_old = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
         B_factor = tl.load(B_scale + group)
         C_factor = tl.load(C_scale + group)
         wait_for_previous(PDL)
-        B_in = tl.load(projected + B_channel, mask=in_n, other=0)
-        C_in = tl.load(projected + C_channel, mask=in_n, other=0)
         code = tl.load(projected + CHANNELS + head, mask=in_heads, other=0)
-        B = _convolved(B_sum, B_in, conv_weight, conv_scale, conv_bias, conv_inverse, B_channel, in_n, TAPS)
-        C = _convolved(C_sum, C_in, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, TAPS)
-        tl.store(newest + B_channel, B_in, mask=in_n & first)
-        tl.store(newest + C_channel, C_in, mask=in_n & first)
+        B = _channels(
+            ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, B_channel, in_n, B_old, first,
+            TAPS,
+        )  # fmt: skip
+        C = _channels(
+            ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, C_old, first,
+            TAPS,
+        )  # fmt: skip
         new = discretized(code, step_scale, bias, dt_min, dt_max, in_heads)
         of_head = row * HEADS + head
-        rate = decay_rate * 1.4426950408889634
         if INTERVAL > 0:
+            B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
             tl.store(B_home + j * (GROUPS * D_STATE), B, mask=in_n & first)
-            tl.store(dt_home + j * HEADS, new, mask=in_heads)
-            both = B_factor * C_factor
-            row_of_C = tl.where(tl.arange(0, 16)[:, None] == 0, C[None, :], 0).to(tl.int8)
-            match = tl.sum(tl.dot(row_of_C, tl.trans(old_B)), 0).to(tl.float32) * both
-            own_match = tl.sum(B.to(tl.int32) * C.to(tl.int32), 0).to(tl.float32) * both
-            behind = tl.where(k[None, :] + 1 == j, new[:, None], behind)
-            # The hardware's exponential is off by as many ulp as its exponent is large, and then the result is small.
-            weight = tl.exp2(tl.cumsum(behind * rate[:, None], 1)) * steps * match[None, :]
+            tl.store(waiting_dt + slot * (INTERVAL * HEADS) + j * HEADS + head, new, mask=in_heads)
+            weight, of_new, left = _weights(waiting, B, C, B_factor * C_factor, new, rate, k, j)
             target = token_digits + (of_head * (4 * TOKENS))[:, None] + k[None, :]
-            weight_size = _store_digits(weight, target, TOKENS, in_heads[:, None], 3)
-            tl.store(token_sizes + of_head, weight_size, mask=in_heads)
-            tl.store(own + of_head, new * own_match, mask=in_heads)
-            tl.store(gone + of_head, tl.exp2((tl.sum(steps, 1) + new) * rate), mask=in_heads)
+            digits, size = _digits(weight, 3)
+            for digit in tl.static_range(3):
+                tl.store(target + digit * TOKENS, digits[digit], mask=in_heads[:, None])
+            tl.store(token_sizes + of_head, size, mask=in_heads)
+            tl.store(own + of_head, of_new, mask=in_heads)
+            tl.store(gone + of_head, left, mask=in_heads)
         else:
             tl.store(own + of_head, new, mask=in_heads)
             tl.store(gone + of_head, tl.exp2(new * rate), mask=in_heads)
@@ -304,19 +340,23 @@ def _prepare(
 
 @triton.jit
 def _step(
-    slots, positions, convolved, x_scale, D, state_rows, state_choice, state, waiting_x,
-    asked, given, asked_digits, asked_sizes, token_digits, token_sizes, own, gone, y,
-    HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr,
+    projected, slots, positions, conv_weight, conv_scale, conv_bias, conv_inverse, x_scale, D, state_rows,
+    state_choice, ring, state, waiting_x, asked, given, asked_digits, asked_sizes, token_digits, token_sizes, own,
+    gone, y, projected_row,
+    HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, TAPS: tl.constexpr,
     INTERVAL: tl.constexpr, CODED: tl.constexpr, SCALE_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr,
     P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row."""
+    """One head of one row, after `_prepare`."""
     INNER: tl.constexpr = HEADS * HEADDIM
+    CHANNELS: tl.constexpr = INNER + 2 * GROUPS * D_STATE
     head = tl.program_id(0)
     group = head // (HEADS // GROUPS)
     row = tl.program_id(1).to(tl.int64)
     let_next_start(PDL)
     slot = tl.load(slots + row).to(tl.int64)
+    position = tl.load(positions + slot)
+    j = position % INTERVAL if INTERVAL > 0 else 0
     p = tl.arange(0, P_TILE)
     n = tl.arange(0, N_TILE)
     i = tl.arange(0, TOKENS)
@@ -326,12 +366,15 @@ def _step(
     c = head * HEADDIM + p
     home = state + (slot * HEADS + head) * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
     before = tl.load(home, mask=tile, other=0)
+    block = slot * ((INTERVAL + BLOCK - 1) // BLOCK)
     if INTERVAL > 0:
-        j = tl.load(positions + slot) % INTERVAL
-        block = slot * ((INTERVAL + BLOCK - 1) // BLOCK) + i // BLOCK
-        x_home = waiting_x + (block[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
+        x_home = waiting_x + ((block + i // BLOCK)[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
         begun = i // BLOCK * BLOCK < j  # whole blocks: what waits in them for later is multiplied by zeros
         old_x = tl.load(x_home, mask=begun[None, :] & in_p[:, None], other=0)
+    projected += row * projected_row + INNER
+    ring += slot * (TAPS * CHANNELS)
+    newest = ring + position % TAPS * CHANNELS
+    x_old = _old_taps(ring, conv_weight, c, in_p, position, CHANNELS, TAPS)
     skip = tl.load(D + head)
     x_factor = tl.load(x_scale + c, mask=in_p, other=0.0)
     if CODED:
@@ -342,23 +385,31 @@ def _step(
         own_row += (row * GROUPS + group) * OWN_ROWS
     wait_for_previous(PDL)
     of_head = row * HEADS + head
-    new_x = number(tl.load(convolved + row * INNER + c, mask=in_p, other=0)) * x_factor
-    own_weight = tl.load(own + of_head)
-    forgotten = tl.load(gone + of_head)
+    own_weight, forgotten = tl.load(own + of_head), tl.load(gone + of_head)
     if CODED:
         digit = tl.load(
             asked_digits + (own_row * 4 + r % 4)[:, None] * D_STATE + n[None, :], mask=in_n[None, :], other=0
         )
-        worth = tl.load(asked_sizes + own_row) * tl.exp2(-6.0 - 7.0 * (r % 4).to(tl.float32))
+        asked_size = tl.load(asked_sizes + own_row)
     else:
         question = tl.load(asked + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
     if INTERVAL > 0:
         token_digit = tl.load(
             token_digits + (of_head * 4 + r)[:, None] * TOKENS + i[None, :], mask=(r < 3)[:, None], other=0
         )
-        token_worth = tl.load(token_sizes + of_head) * tl.exp2(-6.0 - 7.0 * r.to(tl.float32))
+        token_size = tl.load(token_sizes + of_head)
+    else:
+        direction = tl.load(given + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
+    x = _channels(
+        ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, c, in_p, x_old, True, TAPS
+    )
+    new_x = number(x) * x_factor
+    if INTERVAL > 0:
+        tl.store(waiting_x + ((block + j // BLOCK) * INNER + c) * BLOCK + j % BLOCK, x, mask=in_p)
+        token_worth = token_size * tl.exp2(-6.0 - 7.0 * r.to(tl.float32))
         within = tl.dot(old_x, tl.trans(token_digit)).to(tl.float32) * token_worth[None, :]
         if CODED:
+            worth = asked_size * tl.exp2(-6.0 - 7.0 * (r % 4).to(tl.float32))
             parts = tl.dot(before, tl.trans(digit)).to(tl.float32) * (worth * forgotten)[None, :]
             parts = tl.where((r // 4)[None, :] == choice[:, None], parts, 0.0)
             result = tl.sum(parts + within * x_factor[:, None], 1)
@@ -367,10 +418,130 @@ def _step(
             result += tl.sum(within, 1) * x_factor
         result += new_x * own_weight
     else:
-        direction = tl.load(given + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
         h = before * forgotten + (new_x * own_weight)[:, None] * direction[None, :]
         tl.store(home, h, mask=tile)
         result = tl.sum(h * question[None, :], 1)
+    tl.store(y + row * INNER + c, result + skip * new_x, mask=in_p)
+
+
+@triton.jit
+def _step_alone(
+    projected, slots, positions, conv_weight, conv_scale, conv_bias, conv_inverse, x_scale, B_scale, C_scale, dt_scale,
+    dt_bias, A, D, state_scale, state_row, ring, state, waiting_x, waiting_B, waiting_dt, y, dt_min, dt_max,
+    projected_row,
+    HEADS: tl.constexpr, HEADDIM: tl.constexpr, GROUPS: tl.constexpr, D_STATE: tl.constexpr, TAPS: tl.constexpr,
+    INTERVAL: tl.constexpr, CODED: tl.constexpr, P_TILE: tl.constexpr, N_TILE: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One head of one row, without `_prepare`: for few rows, where a launch takes longer than doing all for each head.
+
+    All that is not of this token is read while in_proj still runs, and the state multiplied by its scales.
+    """
+    INNER: tl.constexpr = HEADS * HEADDIM
+    CHANNELS: tl.constexpr = INNER + 2 * GROUPS * D_STATE
+    let_next_start(PDL)
+    head = tl.program_id(0)
+    group = head // (HEADS // GROUPS)
+    first = head % (HEADS // GROUPS) == 0
+    row = tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots + row).to(tl.int64)
+    position = tl.load(positions + slot)
+    p = tl.arange(0, P_TILE)
+    n = tl.arange(0, N_TILE)
+    in_p, in_n = p < HEADDIM, n < D_STATE
+    tile = in_p[:, None] & in_n[None, :]
+    c = head * HEADDIM + p
+    home = state + (slot * HEADS + head) * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
+    before = tl.load(home, mask=tile, other=0)
+    if CODED:
+        of_channel = tl.load(state_row + c, mask=in_p, other=0)
+        h = number(before) * tl.load(
+            state_scale + of_channel[:, None] * D_STATE + n[None, :], mask=tile, other=0.0
+        )
+    else:
+        h = before.to(tl.float32)
+    rate = tl.load(A + head) * 1.4426950408889634
+    forgotten = 1.0
+    if INTERVAL > 0:
+        i = tl.arange(0, TOKENS)
+        j = position % INTERVAL
+        block = slot * ((INTERVAL + BLOCK - 1) // BLOCK)
+        B_home = waiting_B + slot * (INTERVAL * GROUPS * D_STATE) + group * D_STATE + n
+        dt_home = waiting_dt + slot * (INTERVAL * HEADS) + head
+        # All places of an interval, so that no address waits for the position; what is not yet there weighs nothing.
+        there = i < INTERVAL
+        steps = tl.load(dt_home + i * HEADS, mask=there, other=0.0)
+        known = there[:, None] & in_n[None, :]
+        old_B = tl.load(B_home[None, :] + i[:, None] * (GROUPS * D_STATE), mask=known, other=0)
+        x_home = waiting_x + ((block + i // BLOCK)[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
+        old_x = tl.load(x_home, mask=there[None, :] & in_p[:, None], other=0)
+        steps = tl.where(i < j, steps, 0.0)
+        # The decay after a token but for the new one's, as the difference of sums in float64, which loses nothing.
+        logs = (steps * rate).to(tl.float64)
+        total = tl.sum(logs, 0)
+        kept = tl.exp2((total - tl.cumsum(logs, 0)).to(tl.float32)) * steps
+        forgotten = tl.exp2(total.to(tl.float32))
+    projected += row * projected_row + INNER
+    ring += slot * (TAPS * CHANNELS)
+    newest = ring + position % TAPS * CHANNELS
+    B_channel = INNER + group * D_STATE + n
+    C_channel = B_channel + GROUPS * D_STATE
+    x_old = _old_taps(ring, conv_weight, c, in_p, position, CHANNELS, TAPS)
+    B_old = _old_taps(ring, conv_weight, B_channel, in_n, position, CHANNELS, TAPS)
+    C_old = _old_taps(ring, conv_weight, C_channel, in_n, position, CHANNELS, TAPS)
+    x_factor = tl.load(x_scale + c, mask=in_p, other=0.0)
+    B_factor, C_factor = tl.load(B_scale + group), tl.load(C_scale + group)
+    step_scale, bias, skip = tl.load(dt_scale + head), tl.load(dt_bias + head), tl.load(D + head)
+    wait_for_previous(PDL)
+    code = tl.load(projected + CHANNELS + head)
+    C = _channels(
+        ring,
+        newest,
+        projected,
+        conv_weight,
+        conv_scale,
+        conv_bias,
+        conv_inverse,
+        C_channel,
+        in_n,
+        C_old,
+        first,
+        TAPS,
+    )
+    B = _channels(
+        ring,
+        newest,
+        projected,
+        conv_weight,
+        conv_scale,
+        conv_bias,
+        conv_inverse,
+        B_channel,
+        in_n,
+        B_old,
+        first,
+        TAPS,
+    )
+    x = _channels(
+        ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, c, in_p, x_old, True, TAPS
+    )
+    new = discretized(code, step_scale, bias, dt_min, dt_max, True)
+    decay = tl.exp2(new * rate)
+    question, answer, new_x = number(C), number(B), number(x) * x_factor
+    both = B_factor * C_factor
+    if INTERVAL > 0:
+        tl.store(B_home + j * (GROUPS * D_STATE), B, mask=in_n & first)
+        tl.store(dt_home + j * HEADS, new)
+        tl.store(waiting_x + ((block + j // BLOCK) * INNER + c) * BLOCK + j % BLOCK, x, mask=in_p)
+        result = tl.sum(h * question[None, :], 1) * (C_factor * (forgotten * decay))
+        match = tl.sum(number(old_B) * question[None, :], 1)  # an integer, and exact
+        weight = match * (kept * (decay * both))
+        result += tl.sum(number(old_x) * weight[None, :], 1) * x_factor
+        result += new_x * (new * (tl.sum(answer * question, 0) * both))
+    else:
+        h = h * decay + (new_x * new)[:, None] * (answer * B_factor)[None, :]
+        tl.store(home, h, mask=tile)
+        result = tl.sum(h * question[None, :], 1) * C_factor
     tl.store(y + row * INNER + c, result + skip * new_x, mask=in_p)
 
 
@@ -458,30 +629,33 @@ def step(
     c, m, s = constants, memory, sizes
     rows, own_rows = len(projected), max(len(c.state_scale) // s.ngroups, 1)
     coded = m.state.element_size() == 1
+    options = launch_options(projected)
+    of_mixer = (s.nheads, s.headdim, s.ngroups, s.d_state, s.d_conv)
+    convolution = (c.conv_weight, c.conv_scale, c.conv_bias, c.conv_inverse)
+    if rows <= _ALONE:
+        _step_alone[s.nheads, rows](
+            projected, slots, positions, *convolution, c.x_scale, c.B_scale, c.C_scale, c.dt_scale, c.dt_bias, c.A, c.D,
+            c.state_scale, c.state_row, m.ring, m.state, m.x, m.B, m.dt, y, *dt_limit, projected.stride(0), *of_mixer,
+            s.interval, coded, p_tile, n_tile, tokens, BLOCK, num_warps=4, **options,
+        )  # fmt: skip
+        return
     new = y.new_empty
-    convolved = new(rows, s.d_inner, dtype=torch.int8)
     asked, given = new(rows, s.ngroups, s.d_state), new(rows, s.ngroups, s.d_state)
     asked_digits = new(rows, s.ngroups, own_rows, 4, s.d_state, dtype=torch.int8)
     asked_sizes = new(rows, s.ngroups, own_rows)
     token_digits = new(rows, s.nheads, 4, tokens, dtype=torch.int8)
     token_sizes, own, gone = new(rows, s.nheads), new(rows, s.nheads), new(rows, s.nheads)
     between = (asked, given, asked_digits, asked_sizes, token_digits, token_sizes, own, gone)
-    options = launch_options(projected)
-    of_mixer = (s.nheads, s.headdim, s.ngroups, s.d_state)
     of_state = (s.interval, coded, len(c.state_scale), own_rows)
-    heads = (
-        4 if rows <= 4 else 8
-    )  # whose weights one program computes: with more, fewer programs read B again
-    parts = triton.cdiv(s.nheads // s.ngroups, heads) + (triton.cdiv(own_rows, 4) if coded else 0)
-    _prepare[s.ngroups * parts + triton.cdiv(s.d_inner, _CHANNELS), rows](
-        projected, slots, positions, c.conv_weight, c.conv_scale, c.conv_bias, c.conv_inverse, c.B_scale, c.C_scale,
-        c.dt_scale, c.dt_bias, c.A, c.state_scale, m.ring, m.x, m.B, m.dt, convolved, *between, *dt_limit,
-        projected.stride(0), *of_mixer, s.d_conv, *of_state, n_tile, tokens, BLOCK, heads, _CHANNELS,
+    parts = triton.cdiv(s.nheads // s.ngroups, _HEADS) + (triton.cdiv(own_rows, 4) if coded else 0)
+    _prepare[s.ngroups * parts, rows](
+        projected, slots, positions, *convolution, c.B_scale, c.C_scale, c.dt_scale, c.dt_bias, c.A, c.state_scale,
+        m.ring, m.B, m.dt, *between, *dt_limit, projected.stride(0), *of_mixer, *of_state, n_tile, tokens, _HEADS,
         num_warps=4, **options,
     )  # fmt: skip
     _step[s.nheads, rows](
-        slots, positions, convolved, c.x_scale, c.D, c.state_rows, c.state_choice, m.state, m.x, *between, y,
-        *of_mixer, *of_state, p_tile, n_tile, tokens, BLOCK,
+        projected, slots, positions, *convolution, c.x_scale, c.D, c.state_rows, c.state_choice, m.ring, m.state, m.x,
+        *between, y, projected.stride(0), *of_mixer, *of_state, p_tile, n_tile, tokens, BLOCK,
         # Never four where codes are multiplied: Triton 3.6 then takes wgmma and points it outside of shared memory.
         num_warps=2 if s.interval else 4, **options,
     )  # fmt: skip

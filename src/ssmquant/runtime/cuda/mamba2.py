@@ -1,7 +1,7 @@
 """The launches of Mamba-2 layers.
 
-A step: norm and in_proj (one launch for a few rows), convolution and decays, scan, gated norm with Hadamard and codes,
-out_proj onto the residual. A prompt: the same with norm, convolution, and decays, states and outputs of the scan apart.
+A step: norm and in_proj (one launch for a row), convolution and scan (one for a few rows), gated norm with Hadamard
+and codes, out_proj onto the residual. A prompt: the same with norm, convolution, and decays, states and outputs apart.
 """
 
 from __future__ import annotations

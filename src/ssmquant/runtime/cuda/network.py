@@ -33,6 +33,10 @@ class Unsupported(Exception):
     """Why a model has no GPU engine."""
 
 
+_MAX_NORMED = 1 << 16
+"""Rows of a weight whose programs repeat a norm: for those of a larger one, a head, it is launched once."""
+
+
 @dataclass(frozen=True)
 class Norm:
     """RMS norm whose result is quantised.
@@ -65,7 +69,11 @@ class Kernels(NamedTuple):
 KERNELS = {
     "int8": Kernels("int8_linear", linear_int8, norm_linear_int8),
     "int4": Kernels("int4_linear", linear_int4, norm_linear_int4),
-    "int4-progressive": Kernels("int4_progressive_linear", progressive.linear_int4_progressive, None),
+    "int4-progressive": Kernels(
+        "int4_progressive_linear",
+        progressive.linear_int4_progressive,
+        progressive.norm_linear_int4_progressive,
+    ),
 }
 
 
@@ -114,7 +122,8 @@ class Linear:
     def of_norm(self, hidden: Tensor, norm: Norm, scale_out: Tensor | None, out: Tensor) -> Tensor:
         """Write the layer of the quantised norm of ``hidden [M, K]`` to ``out`` and return it."""
         run = KERNELS[self.format].norm_linear
-        if run is not None and len(hidden) <= FEW_TOKENS and hidden.shape[1] % 16 == 0:
+        few = len(hidden) <= FEW_TOKENS and self.out_features <= _MAX_NORMED
+        if run is not None and few and hidden.shape[1] % 16 == 0:
             run(hidden, norm.gain, norm.eps, norm.scale, *self.stored, self.bias, scale_out, out=out)
             return out
         codes = emit(hidden, None, None, norm.gain, norm.eps, hidden.shape[1], False, norm.scale)
@@ -174,7 +183,8 @@ class Network:
         for linear in (*(part for part in layers if isinstance(part, Linear)), self.head):
             kernels, shape = KERNELS[linear.format], (linear.out_features, linear.in_features)
             ops = [kernels.op]
-            if kernels.norm_linear is not None and linear.in_features == self.d_model:
+            normed = linear.in_features == self.d_model and linear.out_features <= _MAX_NORMED
+            if kernels.norm_linear is not None and normed:
                 ops.append(f"norm_{kernels.op}")
             for op in ops:
                 shapes = found.setdefault(op, [])
