@@ -171,8 +171,9 @@ def document(results: dict[str, dict[str, Any]]) -> str:
                 f"`python benchmarks/compare.py {model}`, {calibration['samples']} calibration sequences of "
                 f"{calibration['seqlen']} tokens of the text within the package; "
                 f"{evaluated(result['rows'][0]['domains'])} Recipes that share a letter cannot be told apart. Float: "
-                "share of the linear layers' multiplications done on floats. × is time over float32's, in the engine "
-                f"that runs the recipe here; *: none does, stage by stage. {machine(result['environment'])}. "
+                "share of the linear layers' multiplications done on floats. × is time over float32's stage by stage, "
+                "in the engine that ran the recipe when this was measured; *: none did, stage by stage. Float and "
+                f"weight-only recipes have an engine by now ([speed.md](speed.md)). {machine(result['environment'])}. "
                 f"All tests: [{name}.md](../benchmarks/results/{name}.md).",
                 "",
                 *compared(result),
