@@ -30,7 +30,7 @@ def test_every_level(level: str) -> None:
     answer = subprocess.run(probe, env=environment, capture_output=True, text=True).stderr
     if "is not an instruction set" in answer:
         pytest.skip(f"this processor or build has no {level}")
-    tests = [str(Path(__file__).with_name(name)) for name in FILES]
+    tests = [str(Path(__file__).parent / name) for name in FILES]
     command = [
         sys.executable,
         "-m",
