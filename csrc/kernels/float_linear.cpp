@@ -30,7 +30,7 @@ SSMQUANT_INLINE inline void fetch(const uint8_t* p, int64_t bytes) {
 //   size(weight)        weights along K that have factors of their own, and what lies behind them
 // A float type's steps are single weights.
 struct NoFactors {
-  SSMQUANT_INLINE static NoFactors at(const uint8_t*, int) { return {}; }
+  static NoFactors at(const uint8_t*, int) { return {}; }
 };
 
 struct BFloat16 {
@@ -38,7 +38,7 @@ struct BFloat16 {
   static constexpr int64_t bytes = 2 * panel_columns, behind = 0;
   using Factors = NoFactors;
   template <int>
-  SSMQUANT_INLINE static F32 value(const uint8_t* w, int v, Factors) {
+  static F32 value(const uint8_t* w, int v, Factors) {
     return F32::load_bf16(reinterpret_cast<const uint16_t*>(w) + v * F32::width);
   }
 };
@@ -48,7 +48,7 @@ struct Float16 {
   static constexpr int64_t bytes = 2 * panel_columns, behind = 0;
   using Factors = NoFactors;
   template <int>
-  SSMQUANT_INLINE static F32 value(const uint8_t* w, int v, Factors) {
+  static F32 value(const uint8_t* w, int v, Factors) {
     return F32::load_f16(reinterpret_cast<const uint16_t*>(w) + v * F32::width);
   }
 };
@@ -58,7 +58,7 @@ struct Float32 {
   static constexpr int64_t bytes = 4 * panel_columns, behind = 0;
   using Factors = NoFactors;
   template <int>
-  SSMQUANT_INLINE static F32 value(const uint8_t* w, int v, Factors) {
+  static F32 value(const uint8_t* w, int v, Factors) {
     return F32::load(reinterpret_cast<const float*>(w) + v * F32::width);
   }
 };
@@ -68,7 +68,7 @@ struct Int8 {
   static constexpr int64_t bytes = step_bytes, behind = 0;
   using Factors = NoFactors;
   template <int k>
-  SSMQUANT_INLINE static F32 value(const uint8_t* w, int v, Factors) {
+  static F32 value(const uint8_t* w, int v, Factors) {
     return F32::byte_of<k, Dot::offset>(w + v * 4 * F32::width);
   }
 };
@@ -85,7 +85,7 @@ struct Int4 {
   static constexpr int64_t bytes = step_bytes, behind = Group::behind;
   using Factors = Group;
   template <int k>
-  SSMQUANT_INLINE static F32 value(const uint8_t* w, int v, const Group& group) {
+  static F32 value(const uint8_t* w, int v, const Group& group) {
     const F32 code = F32::nibble_of<k % 4 * 8 + k / 4 * 4>(w + v * 4 * F32::width);
     return fma(code, group.affine.factor, group.affine.offset);
   }
@@ -94,7 +94,7 @@ struct Int4 {
 struct Symmetric {
   static constexpr int64_t behind = factor_bytes<float>;
   Affine affine;
-  SSMQUANT_INLINE static Symmetric at(const uint8_t* factors, int v) {
+  static Symmetric at(const uint8_t* factors, int v) {
     const F32 scale = F32::load(reinterpret_cast<const float*>(factors) + v * F32::width);
     return {{scale, scale * F32::broadcast(-8.0f)}};
   }
@@ -103,7 +103,7 @@ struct Symmetric {
 struct Asymmetric {
   static constexpr int64_t behind = factor_bytes<float> + factor_bytes<int8_t>;
   Affine affine;
-  SSMQUANT_INLINE static Asymmetric at(const uint8_t* factors, int v) {
+  static Asymmetric at(const uint8_t* factors, int v) {
     const F32 scale = F32::load(reinterpret_cast<const float*>(factors) + v * F32::width);
     const int8_t* points = reinterpret_cast<const int8_t*>(factors + factor_bytes<float>) + v * F32::width;
     return {{scale, (F32::broadcast(-8.0f) - F32::load_i8(points)) * scale}};
@@ -113,7 +113,7 @@ struct Asymmetric {
 struct Progressive {
   static constexpr int64_t behind = factor_bytes<uint8_t>;
   Affine affine;
-  SSMQUANT_INLINE static Progressive at(const uint8_t* factors, int v) {
+  static Progressive at(const uint8_t* factors, int v) {
     float multiplier[F32::width], zero[F32::width];
     for (int i = 0; i < F32::width; ++i) {
       const uint8_t grid = factors[v * F32::width + i];
@@ -138,20 +138,19 @@ struct Groups {
   const uint8_t* factors(const uint8_t* group) const { return group + bytes - Weights::behind; }
 };
 
-// sums += the first `count` weights of a step times x.
+// sums += the weights of a step times x.
 template <class Weights, int rows, class Factors>
-SSMQUANT_INLINE inline void meet(const uint8_t* w, const float* x, int64_t x_stride, const Factors& factors, int count,
-                                 F32* sums) {
+SSMQUANT_INLINE inline void meet(const uint8_t* w, const float* x, int64_t x_stride, const Factors& factors, F32* sums) {
   repeat<Weights::depth>([&](auto k) SSMQUANT_INLINE {
-    if (k >= count) return;
     F32 weight[vectors];
-    repeat<vectors>([&](auto v) SSMQUANT_INLINE { weight[v] = Weights::template value<k>(w, v, factors[v]); });
-    repeat<rows>([&](auto r) SSMQUANT_INLINE {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) weight[v] = Weights::template value<k>(w, v, factors[v]);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
       const F32 input = F32::broadcast(x[r * x_stride + k]);
-      repeat<vectors>([&](auto v) SSMQUANT_INLINE {
-        sums[r * vectors + v] = add_product(input, weight[v], sums[r * vectors + v]);
-      });
-    });
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[r * vectors + v] = add_product(input, weight[v], sums[r * vectors + v]);
+    }
   });
 }
 
@@ -159,21 +158,26 @@ SSMQUANT_INLINE inline void meet(const uint8_t* w, const float* x, int64_t x_str
 template <class Weights, int rows>
 void sweep(const LinearWeight& weight, const uint8_t* panel, const float* x, int64_t x_stride, float* y) {
   const Groups<Weights> groups(weight);
+  const int64_t left = groups.size % Weights::depth;
+  float last[rows * Weights::depth] = {};  // of x, for the last step of a group, where the group ends within it
   F32 sums[rows * vectors];
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { sums[i] = F32::zero(); });
+  for (int i = 0; i < rows * vectors; ++i) sums[i] = F32::zero();
   for (int64_t start = 0; start < weight.k; start += groups.size, panel += groups.bytes, x += groups.size) {
     typename Weights::Factors factors[vectors];
-    repeat<vectors>([&](auto v) SSMQUANT_INLINE { factors[v] = Weights::Factors::at(groups.factors(panel), v); });
-    const uint8_t* w = panel;
-    int64_t k = 0;
-    for (; k + Weights::depth <= groups.size; k += Weights::depth, w += Weights::bytes) {
-      fetch(w + distance, Weights::bytes);
-      meet<Weights, rows>(w, x + k, x_stride, factors, Weights::depth, sums);
+    for (int v = 0; v < vectors; ++v) factors[v] = Weights::Factors::at(groups.factors(panel), v);
+    for (int64_t i = 0; i < rows * left; ++i) {
+      last[i / left * Weights::depth + i % left] = x[i / left * x_stride + groups.size - left + i % left];
     }
-    if (k < groups.size) meet<Weights, rows>(w, x + k, x_stride, factors, static_cast<int>(groups.size - k), sums);
-    repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { hold(sums[i]); });  // or gcc 12 has them in memory in each round
+    const uint8_t* w = panel;
+    for (int64_t k = 0; k < groups.size; k += Weights::depth, w += Weights::bytes) {
+      const bool whole = k + Weights::depth <= groups.size;
+      fetch(w + distance, Weights::bytes);
+      meet<Weights, rows>(w, whole ? x + k : last, whole ? x_stride : Weights::depth, factors, sums);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows * vectors; ++i) hold(sums[i]);  // or gcc 12 has them in memory in each round
   }
-  repeat<rows * vectors>([&](auto i) SSMQUANT_INLINE { sums[i].store(y + i * F32::width); });
+  for (int i = 0; i < rows * vectors; ++i) sums[i].store(y + i * F32::width);
 }
 
 // Weights [first, last) along K of a panel as floats, [last - first][panel_columns]. `first` is where a group or a step begins.
@@ -185,14 +189,15 @@ void expand(const LinearWeight& weight, const uint8_t* panel, int64_t first, int
     const int64_t end = last < group_end ? last : group_end;
     const uint8_t *group = groups.at(panel, first), *w = group + inside / Weights::depth * Weights::bytes;
     typename Weights::Factors factors[vectors];
-    repeat<vectors>([&](auto v) SSMQUANT_INLINE { factors[v] = Weights::Factors::at(groups.factors(group), v); });
+    for (int v = 0; v < vectors; ++v) factors[v] = Weights::Factors::at(groups.factors(group), v);
     for (; first < end; first += Weights::depth, w += Weights::bytes, to += Weights::depth * panel_columns) {
       fetch(w + distance, Weights::bytes);
       repeat<Weights::depth>([&](auto k) SSMQUANT_INLINE {
         if (first + k >= end) return;
-        repeat<vectors>([&](auto v) SSMQUANT_INLINE {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
           Weights::template value<k>(w, v, factors[v]).store(to + k * panel_columns + v * F32::width);
-        });
+        }
       });
     }
     to += (end - first) * panel_columns;  // a last step that was cut short
