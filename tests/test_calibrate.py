@@ -19,6 +19,7 @@ from ssmquant.calibrate import cache_folder, calibrate, calibrate_cached
 from ssmquant.errors import DataError, SsmquantError
 from ssmquant.families import Shell
 from ssmquant.ops.registry import use_backend
+from ssmquant.runtime.engine import Engine
 from ssmquant.statistics import Needs, Statistics
 
 NAMES = ["mamba", "mamba2-two-groups"]
@@ -100,7 +101,7 @@ def test_state_maxima_are_of_each_row_and_d_state() -> None:
     absmax = whole("mamba2-two-groups").absmax("layers.1.state")
     assert absmax.shape == (12 * 8, 16)
     assert bool((absmax > 0).all())
-    _, state = float_model("mamba2-two-groups").engine().prefill([WINDOWS[0, :64].tolist()])
+    _, state = Engine(float_model("mamba2-two-groups").shell).prefill([WINDOWS[0, :64].tolist()])
     assert bool((state.groups[0].layers[1].ssm[0].flatten(0, 1).abs() <= absmax * 1.0001).all())
 
 
