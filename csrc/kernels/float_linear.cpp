@@ -27,7 +27,7 @@ SSMQUANT_INLINE inline void fetch(const uint8_t* p, int64_t bytes) {
 //   depth, bytes        neighbours along K of a step, and its bytes
 //   Factors             what the codes of a group share: at(end of its codes, vector)
 //   value<k>(w, v, f)   vector v of the k-th weights of a step at w
-//   size(weight)        weights along K that have factors of their own, and what lies behind them
+//   behind              bytes of the factors, which lie behind the codes of a group
 // A float type's steps are single weights.
 struct NoFactors {
   static NoFactors at(const uint8_t*, int) { return {}; }

@@ -495,33 +495,11 @@ def _step_alone(
     wait_for_previous(PDL)
     code = tl.load(projected + CHANNELS + head)
     C = _channels(
-        ring,
-        newest,
-        projected,
-        conv_weight,
-        conv_scale,
-        conv_bias,
-        conv_inverse,
-        C_channel,
-        in_n,
-        C_old,
-        first,
-        TAPS,
-    )
+        ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, C_channel, in_n, C_old, first, TAPS
+    )  # fmt: skip
     B = _channels(
-        ring,
-        newest,
-        projected,
-        conv_weight,
-        conv_scale,
-        conv_bias,
-        conv_inverse,
-        B_channel,
-        in_n,
-        B_old,
-        first,
-        TAPS,
-    )
+        ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, B_channel, in_n, B_old, first, TAPS
+    )  # fmt: skip
     x = _channels(
         ring, newest, projected, conv_weight, conv_scale, conv_bias, conv_inverse, c, in_p, x_old, True, TAPS
     )
