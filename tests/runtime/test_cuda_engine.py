@@ -13,7 +13,7 @@ from tests.tiny_models import PARITY, quantised, random_ids
 import ssmquant
 from ssmquant.data import evaluation_documents, windows
 from ssmquant.errors import CheckpointError, InputError
-from ssmquant.eval import evaluate
+from ssmquant.eval.evaluate import evaluate
 from ssmquant.eval.statistics import mean_interval
 from ssmquant.ops.registry import use_backend
 from ssmquant.runtime.engine import Engine
