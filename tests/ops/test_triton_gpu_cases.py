@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .cases import SUITES, Case, Suite
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: kernels are compiled for it")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: kernels are compiled for it"
+)
 
 CASES = [
     pytest.param(suite, case, id=f"{name}: {case.name}")

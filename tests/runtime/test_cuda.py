@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from ssmquant.errors import InputError
 from ssmquant.runtime.engine import Engine
 from ssmquant.runtime.state_file import read_state
 from ssmquant.tolerance import error_ratio
+
+if TYPE_CHECKING:
+    from ssmquant.runtime.cuda.launches import Launches
 
 pytestmark = needs_interpreter
 
@@ -28,16 +33,35 @@ MODELS = [
     ("mamba-untied-biased", "quamba-w8a8+ssm_state=int8"),
 ]
 
+#: What is not static int8 throughout, stage by stage: the kernels there are the CPU's.
+STAGES = [
+    ("mamba2-two-groups", "fp16"),
+    ("mamba2-untied-biased", "quamba2-w8a8+ssm_state=float32+keep=layers.1.x"),
+    ("mamba2-wide", "ssmquant-w4a16+quantizer=rtn"),
+    ("mamba2-wide", "awq"),
+    ("mamba2-no-conv-bias", "w8a8-dynamic"),
+    ("mamba-no-conv-bias", "fp16"),
+    ("mamba-wide", "gptq-w4a16"),
+    ("falcon_mamba", "quamba-w8a8+ssm_state=float32"),
+]
 
-def run(name: str, recipe: str, prompts: list[list[int]], steps: Tensor) -> Tensor:
-    """Return the logits ``[steps + 1, B, vocab]`` of the GPU's launches, run on the CPU."""
+
+def launches_of(name: str, recipe: str) -> Launches:
     from ssmquant.runtime.cuda.launches import Launches
     from ssmquant.runtime.cuda.network import network_of
     from ssmquant.runtime.cuda.slots import Slots
+    from ssmquant.runtime.cuda.stages import stages_of
 
-    network = network_of(quantised(name, recipe).shell)
-    pool = Slots(network.mixers.memory, network.device, lambda: None)
-    launches = Launches(network, pool)
+    shell = quantised(name, recipe).shell
+    network = stages_of(shell) if (name, recipe) in STAGES else network_of(shell)
+    return Launches(network, Slots(network.mixers.memory, network.device, lambda: None))
+
+
+@torch.no_grad()
+def run(name: str, recipe: str, prompts: list[list[int]], steps: Tensor) -> Tensor:
+    """Return the logits ``[steps + 1, B, vocab]`` of the GPU's launches, run on the CPU."""
+    launches = launches_of(name, recipe)
+    pool = launches.pool
     slots = pool.take(len(prompts))[::-1]
     where = torch.tensor(slots, dtype=torch.int32)
     first = [launches.read(torch.tensor([p]), where[i : i + 1]) for i, p in enumerate(prompts)]
@@ -74,16 +98,50 @@ def test_launches_are_the_engine(name: str, recipe: str) -> None:
     assert off.max() <= rounding
 
 
+@pytest.mark.parametrize(("name", "recipe"), STAGES)
+def test_launches_of_stages_are_the_engine(name: str, recipe: str) -> None:
+    ids = random_ids(2, 70)
+    prompts, steps = [ids[0, :62].tolist(), ids[1, :5].tolist()], ids[:, 66:70].T
+    engine = Engine(quantised(name, recipe).shell)
+    logits, state = engine.prefill(prompts)
+    expected = [logits]
+    for tokens in steps:
+        logits, state = engine.step(tokens, state)
+        expected.append(logits)
+    assert error_ratio(run(name, recipe, prompts, steps), torch.stack(expected)) < PARITY
+
+
+@pytest.mark.parametrize(
+    "recipe", ["fp16", "quamba2-w4a8+ssm_state=float32", "w8a8-dynamic", "atom-w4a8", "squeezellm"]
+)
+@torch.no_grad()
+def test_stages_ask_the_device_for_nothing(recipe: str) -> None:
+    """Tensors without data know no value that a launch could wait for."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from ssmquant.runtime.cuda.stages import stages_of
+
+    shell = copy.deepcopy(quantised("mamba2-wide", recipe).shell)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stages = stages_of(shell)
+        memory = stages.mixers.memory(3, torch.device("cpu"))
+        residual = stages.embedding(torch.zeros(2, dtype=torch.int64))
+        stages.mixers.step(residual, torch.zeros(2, dtype=torch.int32), torch.zeros(3), memory)
+        assert stages.logits(residual).shape == (2, 257)
+
+
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [("mamba2-two-groups", "quamba2-w8a8"), ("mamba-untied-biased", "quamba-w8a8+ssm_state=int8")],
+    [
+        ("mamba2-two-groups", "quamba2-w8a8"),
+        ("mamba-untied-biased", "quamba-w8a8+ssm_state=int8"),
+        ("mamba2-untied-biased", "quamba2-w8a8+ssm_state=float32+keep=layers.1.x"),
+    ],
 )
+@torch.no_grad()
 def test_saved_states_are_the_engines(name: str, recipe: str, tmp_path: Path) -> None:
     """What a slot holds is what the engine would save; read back into another slot, it steps as before."""
-    from ssmquant.runtime.cuda.launches import Launches
-    from ssmquant.runtime.cuda.network import network_of
     from ssmquant.runtime.cuda.records import from_record, to_record
-    from ssmquant.runtime.cuda.slots import Slots
 
     model = quantised(name, recipe)
     prompts = [[5, 9], [1, 2, 3, 4, 5, 6, 7]]  # fewer than the convolution's taps, and more
@@ -92,9 +150,8 @@ def test_saved_states_are_the_engines(name: str, recipe: str, tmp_path: Path) ->
     state.save(tmp_path / "state")
     expected = read_state(tmp_path / "state", model.shell, identity="")
 
-    network = network_of(model.shell)
-    pool = Slots(network.mixers.memory, network.device, lambda: None)
-    launches = Launches(network, pool)
+    launches = launches_of(name, recipe)
+    pool = launches.pool
     for prompt, record in zip(prompts, expected, strict=True):
         slots = pool.take(3)
         launches.read(torch.tensor([prompt]), torch.tensor(slots[:1], dtype=torch.int32))
@@ -103,7 +160,9 @@ def test_saved_states_are_the_engines(name: str, recipe: str, tmp_path: Path) ->
         for layer, of_engine in zip(found.layers, record.layers, strict=True):
             assert layer.pending.keys() == of_engine.pending.keys()
             pairs = [(layer.conv, of_engine.conv), (layer.ssm, of_engine.ssm)]
-            pairs += [(layer.pending[part], of_engine.pending[part]) for part in ("x", "B")]
+            pairs += [
+                (layer.pending[part], of_engine.pending[part]) for part in ("x", "B") if part in layer.pending
+            ]
             assert all(torch.equal(a, b) for a, b in pairs)
         # Codes of dt beyond its limits mean the same, so what counts of dt is the next step.
         for slot, saved in zip(slots[1:], (record, found), strict=True):
@@ -157,11 +216,16 @@ def test_the_products_of_a_model_are_named_by_op_and_shape() -> None:
     assert found["norm_int8_linear"] == [(192, 48), (257, 48)]  # in_proj and the head
 
 
-def test_a_model_with_floats_is_declined_with_the_reason() -> None:
+def test_what_cannot_run_is_declined_with_the_reason() -> None:
     from ssmquant.runtime.cuda.engine import CudaEngine
     from ssmquant.runtime.cuda.network import Unsupported, network_of
+    from ssmquant.runtime.cuda.stages import stages_of
 
     with pytest.raises(Unsupported, match="static"):
         network_of(quantised("mamba2-two-groups", "w8a8-dynamic").shell)
+    with pytest.raises(Unsupported, match="outliers"):
+        stages_of(quantised("mamba2-two-groups", "llm-int8").shell)
+    with pytest.raises(Unsupported, match="ssm_state=float32"):
+        stages_of(quantised("mamba2-two-groups", "quamba2-w8a8").shell)
     with pytest.raises(Unsupported, match="cuda"):
         CudaEngine.of(quantised("mamba2-two-groups", "quamba2-w8a8").shell)

@@ -31,6 +31,12 @@ MODELS = [
     ("mamba2-wide", "quamba2-w4a8"),
     ("mamba2-wide", "ssmquant-w4a8+quantizer=rtn"),
     ("mamba2-untied-biased", "quamba2-w8a8"),
+    # Stage by stage:
+    ("mamba2-two-groups", "fp16"),
+    ("mamba2-wide", "ssmquant-w4a16+quantizer=rtn"),
+    ("mamba2-wide", "w8a8-dynamic"),
+    ("mamba2-no-conv-bias", "quamba2-w8a8+ssm_state=float32+keep=layers.1.x"),
+    ("mamba-wide", "awq"),
 ]
 
 

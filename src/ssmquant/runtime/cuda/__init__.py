@@ -1,7 +1,8 @@
-"""Prefill and decode on NVIDIA GPUs under CUDA graphs, for models that are static int8 throughout.
+"""Prefill and decode on NVIDIA GPUs under CUDA graphs.
 
-    network      what a model is to the GPU: layers of codes and scales, and why a model cannot be one
-    mamba1/2     the launches of a layer: a prompt, a step, the rounding of states
+    network      what a model of static int8 is to the GPU: layers of codes and scales, and why a model cannot be one
+    mamba1/2     the launches of its layers: a prompt, a step, the rounding of states
+    stages       every other model: its stages as they are, captured
     slots        what is kept of sequences: allocated, shared by forks, copied before a write
     launches     all of them, in order, for prompts and steps
     records      what a slot holds, as saved states have it

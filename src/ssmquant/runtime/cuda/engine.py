@@ -22,6 +22,7 @@ from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 from ssmquant.runtime.cuda.network import Network, Unsupported, network_of
 from ssmquant.runtime.cuda.records import from_record, to_record
 from ssmquant.runtime.cuda.slots import Slots
+from ssmquant.runtime.cuda.stages import StageLayers, Stages, stages_of
 from ssmquant.runtime.state_file import SequenceRecord, read_state, write_state
 
 if TYPE_CHECKING:
@@ -169,10 +170,13 @@ class CudaEngine:
     """Why a slower engine runs the model: it does not."""
 
     def __init__(
-        self, network: Network, shell: Shell | None = None, identity: Callable[[], str] = lambda: ""
+        self,
+        network: Network | Stages,
+        shell: Shell | None = None,
+        identity: Callable[[], str] = lambda: "",
     ) -> None:
         self.network, self.shell, self.identity = network, shell, identity
-        assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers))
+        assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers, StageLayers))
         self.mixers = network.mixers
         self.pool = Slots(self.mixers.memory, network.device, self._forget_graphs)
         self.launches = Launches(network, self.pool)
@@ -193,7 +197,16 @@ class CudaEngine:
             Unsupported: the reason why there is none.
         """
         _check_device(shell.device)
-        return cls(network_of(shell), shell, identity)
+        network: Network | Stages
+        try:
+            network = network_of(shell)
+        except Unsupported as why:
+            try:
+                network = stages_of(shell)
+            except Unsupported as other:
+                raise Unsupported(f"{why}; and stage by stage, {other}") from None
+            _LOG.info("the model runs stage by stage under graphs: %s", why)
+        return cls(network, shell, identity)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, CudaState]:

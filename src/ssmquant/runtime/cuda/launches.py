@@ -12,6 +12,7 @@ from ssmquant.runtime.cuda.mamba1 import Mamba1Layers
 from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 from ssmquant.runtime.cuda.network import Network
 from ssmquant.runtime.cuda.slots import Slots, free_bytes
+from ssmquant.runtime.cuda.stages import StageLayers, Stages
 
 __all__ = ["PIECE", "Launches"]
 
@@ -27,8 +28,8 @@ class Launches:
         pool: where sequences are kept.
     """
 
-    def __init__(self, network: Network, pool: Slots) -> None:
-        assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers))
+    def __init__(self, network: Network | Stages, pool: Slots) -> None:
+        assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers, StageLayers))
         self.network, self.mixers, self.pool = network, network.mixers, pool
 
     def read(self, ids: Tensor, slots: Tensor) -> Tensor:
@@ -88,6 +89,4 @@ class Launches:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits ``[M, vocab]`` of a residual ``[M, d_model]``."""
-        network = self.network
-        out = torch.empty(len(hidden), network.vocab, device=hidden.device)
-        return network.head.of_norm(hidden, network.final_norm, None, out)
+        return self.network.logits(hidden)

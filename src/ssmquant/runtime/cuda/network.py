@@ -176,6 +176,11 @@ class Network:
         """Where the model is."""
         return self.embedding.table.device
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits ``[M, vocab]`` of a residual ``[M, d_model]``."""
+        out = torch.empty(len(hidden), self.vocab, device=hidden.device)
+        return self.head.of_norm(hidden, self.final_norm, None, out)
+
     def products(self) -> dict[str, list[tuple[int, int]]]:
         """Return the different (N, K) of linear layers by op, those after a norm by ``norm_`` op too."""
         found: dict[str, list[tuple[int, int]]] = {}

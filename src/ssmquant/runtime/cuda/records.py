@@ -1,7 +1,7 @@
 """Saved states of the GPU engine: what a slot holds, as `runtime.state_file` has it, and back.
 
-Two things are kept otherwise than in a file. The newest inputs of the convolution lie in a ring, token t at place t
-modulo d_conv. And Mamba-2 keeps dt of waiting tokens after bias and softplus, so the code is found by its value.
+Layers of codes keep two things otherwise than a file. The newest inputs of the convolution lie in a ring, token t at
+place t modulo d_conv. And Mamba-2 keeps dt of waiting tokens after bias and softplus: the code is found by its value.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from ssmquant.ops.ssd.triton_step import in_blocks, in_order
 from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
+from ssmquant.runtime.cuda.stages import StageLayers
 from ssmquant.runtime.state_file import LayerRecord, SequenceRecord
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["from_record", "to_record"]
 
 
 def to_record(
-    mixers: Mamba1Layers | Mamba2Layers, memory: dict[str, Tensor], slot: int, tokens: int
+    mixers: Mamba1Layers | Mamba2Layers | StageLayers, memory: dict[str, Tensor], slot: int, tokens: int
 ) -> SequenceRecord:
     """Return what a slot holds.
 
@@ -33,6 +34,9 @@ def to_record(
         slot: whose.
         tokens: that the sequence has seen.
     """
+    if isinstance(mixers, StageLayers):
+        parts = ([layer[name][slot].cpu() for name in ("conv", "state")] for layer in mixers.by_layer(memory))
+        return SequenceRecord(tokens, tuple(LayerRecord(conv, state) for conv, state in parts))
     held = {name: tensor[:, slot].cpu() for name, tensor in memory.items()}
     taps = held["ring"].shape[1]
     time = torch.arange(tokens - taps, tokens)
@@ -59,9 +63,16 @@ def to_record(
 
 
 def from_record(
-    mixers: Mamba1Layers | Mamba2Layers, memory: dict[str, Tensor], slot: int, record: SequenceRecord
+    mixers: Mamba1Layers | Mamba2Layers | StageLayers,
+    memory: dict[str, Tensor],
+    slot: int,
+    record: SequenceRecord,
 ) -> None:
     """Let a slot hold a sequence; arguments as for `to_record`, its position stays to be set."""
+    if isinstance(mixers, StageLayers):
+        for layer, saved in zip(mixers.by_layer(memory), record.layers, strict=True):
+            layer["conv"][slot], layer["state"][slot] = saved.conv, saved.ssm
+        return
     tokens = record.tokens
     taps = memory["ring"].shape[2]
     time = torch.arange(tokens - taps, tokens)
