@@ -29,7 +29,11 @@ import triton
 from gpu_decomposed import Decomposed
 from gpu_models import GROUP_SIZE, SHAPES, make
 
+from ssmquant.bench.shapes import shape_config
+from ssmquant.bench.synthetic import random_model
 from ssmquant.ops import triton_numerics
+from ssmquant.recipe import load_recipe
+from ssmquant.resolution import resolve
 from ssmquant.runtime.cuda.engine import CudaEngine, CudaState
 from ssmquant.runtime.cuda.mamba2 import Mamba2Layers
 from ssmquant.runtime.cuda.network import Network
@@ -54,6 +58,8 @@ MODELS = (
     ("mamba2-8b", 4, DECODE, PROMPTS),
     ("mamba-2.8b", 8, (1, 64), ((1, 512), (1, 2048))),
 )
+STAGED = ("fp16", "ssmquant-w4a16", "w8a8-dynamic")  # of the 2.7B model, stage by stage
+STAGED_CELLS = (DECODE[:2], PROMPTS[:2])
 _LINEAR = ("_rows", "_tiles")
 _EXPAND = "_expand"  # a four-bit weight, before the product with a prompt
 _STAGES = {
@@ -265,6 +271,20 @@ def model(
     return row
 
 
+def staged(recipe: str, batches: tuple[int, ...], prompts: tuple[tuple[int, int], ...], layers: int = 0) -> Row:
+    """Return TPOT, TTFT and memory of the 2.7B model in a recipe that the engine runs stage by stage."""
+    name, config = "mamba2-2.7b", shape_config("mamba2-2.7b")
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    plan = resolve(load_recipe(recipe), config, tied=True)
+    engine = CudaEngine.of(random_model(name, config, plan, "cuda").shell)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    decoded = {str(rows): decode(engine, rows) for rows in batches}
+    read = {f"{batch}x{length}": prompt(engine, batch, length) for batch, length in prompts}
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    return {"model": name, "recipe": recipe, "decode": decoded, "prompt": read, "peak_gb": peak}
+
+
 def ratio(changed: Callable[[], Network], rows: int, bits: int = 8) -> Row:
     """Return TPOT of so many rows and TTFT of 2048 tokens of the 2.7B model and of a changed one, in turns.
 
@@ -354,6 +374,15 @@ def compile_ahead(job: tuple[str, int, int, tuple[int, int]], fp16: Path | None)
     return ""
 
 
+def compile_staged(recipe: str) -> str:
+    """Compile what a recipe's stages need, in a process of its own; return what went wrong."""
+    try:
+        staged(recipe, *STAGED_CELLS, layers=1)
+    except Exception as error:
+        return f"{recipe}: {type(error).__name__} {str(error)[:300]}"
+    return ""
+
+
 def jobs(fp16: bool) -> list[tuple[str, int, int, tuple[int, int]]]:
     """Return what to compile ahead, a process each."""
     nothing = (0, 0)
@@ -389,7 +418,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540.0, help="leave out what has not begun by then")
     options = parser.parse_args()
     began = time.time()
-    result: dict[str, Any] = {"quoted_ms": QUOTED, "models": [], "fp16": [], "left_out": []}
+    result: dict[str, Any] = {"quoted_ms": QUOTED, "models": [], "staged": [], "fp16": [], "left_out": []}
 
     def measure(what: str, run: Callable[[], Any], into: Callable[[Any], object]) -> None:
         if time.time() - began > options.seconds:
@@ -407,7 +436,9 @@ def main() -> None:
 
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=4) as pool:
         ahead = [(job, options.mamba_ssm) for job in jobs(options.mamba_ssm is not None)]
-        result["compile"] = [line for line in pool.starmap(compile_ahead, ahead, chunksize=1) if line]
+        by_stages = pool.map_async(compile_staged, STAGED, chunksize=1)
+        lines = pool.starmap(compile_ahead, ahead, chunksize=1) + by_stages.get()
+        result["compile"] = [line for line in lines if line]
     print(f"{time.time() - began:5.0f} s  compiled", *result["compile"], sep="\n  ", flush=True)
     result["environment"] = {
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
@@ -427,6 +458,8 @@ def main() -> None:
     fine = partial(make, "mamba2-2.7b", 4, group_size=16)
     measure("groups of 16", partial(ratio, fine, 64, 4), partial(result.__setitem__, "groups_of_16"))
     measure("decomposition", partial(ratio, decomposed, 64), partial(result.__setitem__, "decomposition"))
+    for recipe in STAGED:
+        measure(recipe, partial(staged, recipe, *STAGED_CELLS), result["staged"].append)
     if options.mamba_ssm:
         for cells in BASELINE[1:]:
             measure(f"fp16 {cells.model}", partial(baseline, cells), result["fp16"].append)

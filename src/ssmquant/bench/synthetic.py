@@ -31,9 +31,9 @@ _ABSMAX = 4.0  # of an activation of unit variance
 _SEED = 0
 
 
-def random_shape(name: str, recipe: str | Path | Recipe) -> Model:
-    """Return a random model of a named shape; arguments and errors as for `shape_plan`."""
-    return random_model(name, shape_config(name), shape_plan(name, recipe))
+def random_shape(name: str, recipe: str | Path | Recipe, device: str = "cpu") -> Model:
+    """Return a random model of a named shape, made on a device; other arguments and errors as for `shape_plan`."""
+    return random_model(name, shape_config(name), shape_plan(name, recipe), device)
 
 
 def shape_plan(name: str, recipe: str | Path | Recipe) -> Plan:
@@ -52,19 +52,23 @@ def shape_plan(name: str, recipe: str | Path | Recipe) -> Plan:
 
 
 @torch.no_grad()
-def random_model(name: str, config: Config, plan: Plan) -> Model:
+def random_model(name: str, config: Config, plan: Plan, device: str = "cpu") -> Model:
     """Return a model of a plan with random contents, the same each time; every tensor is filled where it is.
 
     Args:
         name: of the model.
         config: its config.
         plan: schemes of its sites.
+        device: where it is made.
     """
     shell = build(config, plan.schemes, hadamard=plan.hadamard, tied=plan.tied)
     # Not to_empty: from tensors on the meta device it takes a way through PyTorch that imports sympy.
-    empty = {path: torch.empty(t.shape, dtype=t.dtype) for path, t in shell.model.state_dict().items()}
+    empty = {
+        path: torch.empty(t.shape, dtype=t.dtype, device=device)
+        for path, t in shell.model.state_dict().items()
+    }
     shell.model.load_state_dict(empty, assign=True)
-    random = torch.Generator().manual_seed(_SEED)
+    random = torch.Generator(device).manual_seed(_SEED)
     coded: set[int] = set()
     for _, weight in shell.weights():
         for part, tensor in weight.stored.items():
@@ -126,7 +130,8 @@ def _fill_packed(tensor: Tensor, columns: int, scheme: TensorScheme, random: tor
     first, end = (0, 2**scheme.bits) if scheme.kind == "lut" else (-7, 8)
     for part in tensor.split(4096):  # what follows takes copies
         low, high = (
-            torch.randint(first, end, part.shape, generator=random, dtype=torch.int8) for _ in range(2)
+            torch.randint(first, end, part.shape, generator=random, dtype=torch.int8, device=part.device)
+            for _ in range(2)
         )
         part.copy_((low & 15 | high << 4).view(torch.uint8))
 
@@ -154,7 +159,9 @@ _WEIGHTS: dict[str, Fill] = {
     "outlier_scale": lambda tensor, columns, *_: tensor.fill_(_unit_scale(columns, 127)),
     "zero_point": lambda tensor, *_: tensor.zero_(),
     "grid": lambda tensor, *_: tensor.fill_(0x81),  # steps of one, zero point 0
-    "order": lambda tensor, columns, _, random: tensor.copy_(torch.randperm(columns, generator=random)),
+    "order": lambda tensor, columns, _, random: tensor.copy_(
+        torch.randperm(columns, generator=random, device=tensor.device)
+    ),
     "table": _fill_table,
     "values": lambda tensor, columns, _, random: tensor.normal_(0.0, columns**-0.5, generator=random),
     "positions": _fill_positions,
