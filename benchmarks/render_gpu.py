@@ -29,35 +29,53 @@ registers before are slower (16 rows: TPOT 2.6 ms for 2.3; 64 rows: 4.8 for 3.9)
 all of them at once, and the tokens are read by each. Convolution and scan in one launch without what heads share are
 slower from 16 rows on (3.0 ms for 2.3). At 64 rows in_proj reads every token 331 times, 54 MB for 27 MB of weights.
 
-Above 16 rows the scan counts. It reads the int8 state and writes little, at half of the bandwidth of a copy. A third
-of a warp's time it waits for memory, the rest is the latency of its own chain of loads and matrix products; registers
-leave room for 14 programs of two warps on a multiprocessor. What heads share is bound by instructions. Measured
-without gain: programs of one warp for the scan, and other numbers of heads and warps for what heads share. Dropped
-since registers spilled: several heads a program with the next one's state in registers. The rounding of all states
-once in 64 tokens is 4 % of a step.
+Above 16 rows the scan counts. With 64 it reads 57 MB and writes 4, at half of the bandwidth (counters); kernels that do
+nothing but read 63 MB in the same pieces take 16.6 µs. Of 20 cycles between two instructions of a warp 12 are spent on
+memory, yet its latency is not all: in turns with 24 µs, the state copied asynchronously into shared memory for one to
+eight rows of a head, one or two of them ahead, takes 22.5 to 26; the convolution in the launch before 23, and that
+launch three more. Digits in pairs and narrower products, a tenth of the instructions less, take 23; programs of 16 or
+32 channels with one or two warps 23 to 26. The rounding of all states once in 64 tokens is 4 % of a step.
+
+What heads share is bound by instructions and, where its digits were stored as single bytes, by those: with the
+convolution of x in the same launch 12 µs for 8 heads a program, 22 for 16, 51 for 32. Stored in words and without it,
+16 heads take 7.3 µs at 64 rows, where 8 took 9.0 in bytes, and 10.4 at 128 for 14.0; 32 heads take 8.8 and 10.5, and
+two or eight warps are slower.
 
 Four-bit weights meet a few tokens as nibbles: sums of sixteen products, then the zero point and the multiplier, about
 40 instructions for 32 weights of a thread. That is bound by instructions more than by bytes: in_proj of the 2.7B model
 reads at 58 % of the bandwidth alone, of the 8B model, where programs are longer, at 84 %. With more tokens weights are
 expanded to int8 as they are read, four in two instructions, and multiplied as such; prompts expand a whole weight once,
-at 80 % of the bandwidth, which takes 17 µs a layer. With 16 to 128 rows tensor cores wait for the expansion. Reading
-the next weights into the cache ahead of time was measured and is slower. The 8B model's heads of 256,000 rows were
-measured with the norm in each of their programs: 234 µs with four bits, 257 with eight. Without it they take 127 and
-229, so the norm has a launch of its own there since; the tables are from before.
+at 80 % of the bandwidth, which takes 17 µs a layer. With 16 to 128 rows tensor cores wait for the expansion. With
+16, tiles of 16 tokens and two warps are faster than of 32 and four (16 layers of the 2.7B model: 653 µs for 691); with
+64, ten other tiles are slower. Reading the next weights into the cache ahead of time was measured and is slower. The 8B
+model's heads of 256,000 rows were measured with the norm in each of their programs: 234 µs with four bits, 257 with
+eight. Without it they take 127 and 229, so the norm has a launch of its own there since; the tables are from before.
 
 In prompts in_proj and out_proj reach 55 % and 53 % of the int8 peak; the same products by cuBLASLt (torch._int_mm, its
 int32 results written) take 164 and 78 µs, and 8,192 cubed 962 TOPS. In_proj's 1,328 tiles are eight more than five full
-waves, but cutting those eight along K is slower (102 µs for 98). The gated norm holds a row of 5,120 floats in two
-warps with 255 registers a thread, so that eight warps share a multiprocessor and wait for memory a quarter of the time.
-More than half of what outputs reads are the scales of the state, two float16 terms for every int8 code; states is a
-chain of 32 roundings. Both multiply by two float16 terms where float32's accuracy needs them: twice the operations that
-their limit counts. All three are bound by latency, a sixth of an instruction a cycle and warp, and registers leave no
-room for more warps.
+waves, but cutting those eight along K is slower (102 µs for 98). Convolution has programs of 64 tokens with eight
+channels a thread, and reads what was before the sequence for its first four tokens only: 12.3 µs for 15.4 alone, 5.5
+for 8.0 with 512 tokens, where a layer takes 110 for 116 in the chain. Sixteen channels a thread or four, tiles of 16
+tokens, spans of 32 to 256 or twice the channels take 13 to 17.
+
+The gated norm holds a row of 5,120 floats in two warps with 255 registers a thread, eight warps a multiprocessor, which
+issue in 37 % of the cycles (counters). More warps are no cure: with the outer factor as sums of four tiles and a
+product of 16, sixteen warps of 128 registers take 42 µs as well, waiting for global memory two fifths of the time;
+where registers hold the inner factor (128, 168, 255 of them) 83, 61 and 55 µs. With the next row copied into shared
+memory ahead it takes 38 µs, but gated rows come out wrong as Triton 3.6 compiles it (not in the interpreter, nor
+without a gate), and in the chain of a prompt it is worth 1 % with 2.7B and nothing with 8B.
+
+Outputs uses the path from multiprocessor to shared memory and first cache in 76 % of the cycles: operands of products
+that are stored there with a conflict in two and read there, and the scales of the state, two float16 terms for every
+int8 code. States is a chain of 32 roundings and issues in 50 % of the cycles. Both multiply by two float16 terms where
+float32's accuracy needs them: twice the operations that their limit counts.
 
 Measured for prompts and slower: the scan as one kernel that keeps the state in registers (155 µs for the 95 of states
-and outputs; with 16 prompts of 512 tokens 414 for 313); outputs with 128 registers, or going from chunk to chunk while
-the next one's loads are under way; halves of a batch in two branches of the graph (4 %). Without gain: four-bit weights
-expanded on a stream of their own.
+and outputs; with 16 prompts of 512 tokens 414 for 313); outputs with 128 registers, from chunk to chunk while the next
+one's loads are under way, or with C made float16 there rather than before (54 µs for 52); the products of two chunks
+together before their chain of states (41 µs for 43, but 136 for 120 with 16 prompts) or of four (48 to 68); halves of a
+batch in two branches of the graph (4 %). Without gain: four-bit weights expanded on a stream of their own; hints to the
+cache that y stays and states go (50 µs for 52 alone, nothing in the chain).
 """
 
 

@@ -27,7 +27,7 @@ from ssmquant.ops.triton_numerics import (
 
 __all__ = ["convolve_into_ring"]
 
-_SPAN = (128, 32, 128)  # tokens of a program, tokens and channels of a tile
+_SPAN = (64, 32, 128)  # tokens of a program, tokens and channels of a tile
 _ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
@@ -64,15 +64,15 @@ def _sum_of_four(a, b, c, d, weight):
 
 @triton.jit
 def _block(
-    x, history, ring, out, weight, words, x_factor, factor, bias, inverse, first, position, length, c, known,
+    x, history, ring, out, weight, words, x_factor, factor, bias, inverse, first, done, position, length, c, known,
     x_token, history_token, history_channel, out_token,
     TAPS: tl.constexpr, INTEGER: tl.constexpr, X_SCALED: tl.constexpr, WORDS: tl.constexpr, HISTORY: tl.constexpr,
     RING: tl.constexpr, CODED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Convolve the tokens from ``first`` on; all pointers are a row's, per-channel values ``[1, C]``."""
+    """Convolve tokens from ``first`` on, those before ``done`` apart; pointers are a row's, constants ``[1, C]``."""
     t = first + tl.arange(0, TOKENS)[:, None]
     if WORDS and not HISTORY:
-        here = (t < length) & known
+        here = (t >= done) & (t < length) & known
         total = _sum_of_four(
             tl.load(x + (t - 3) * x_token + c, mask=here, other=0),
             tl.load(x + (t - 2) * x_token + c, mask=here, other=0),
@@ -105,7 +105,7 @@ def _block(
     else:
         y = total + bias
     y = fast_silu(y)
-    written = (t < length) & known
+    written = (t >= done) & (t < length) & known
     if CODED:
         tl.store(out + t * out_token + c, quantize(y, inverse), mask=written)
     else:
@@ -123,11 +123,13 @@ def _convolve(
     length, channels, x_row, x_token, history_row, history_token, history_channel, out_row, out_token,
     TAPS: tl.constexpr, INTEGER: tl.constexpr, X_SCALE_STEP: tl.constexpr, WEIGHT_SCALE_STEP: tl.constexpr,
     BIASED: tl.constexpr, RING: tl.constexpr, CODED: tl.constexpr, SCALE_OUT_STEP: tl.constexpr,
-    SPAN: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
+    SPAN: tl.constexpr, HEAD: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     WORDS: tl.constexpr = INTEGER and TAPS == 4 and _ASSEMBLY
     row = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    # Eight channels a thread: with sixteen, their constants take the registers of other programs.
+    c = tl.max_contiguous(c, (1, 8))
     known = c < channels
     # What is a channel's: the factor of its sums (of its weights where they are floats), bias, 1 / scale.
     x_factor = tl.full((1, CHANNELS), 1.0, tl.float32)
@@ -160,18 +162,21 @@ def _convolve(
     history += slot * history_row
     first = tl.program_id(0) * SPAN
     last = tl.minimum(first + SPAN, length)
+    done = 0
     if first == 0:
+        # Only the first tokens need what was before the sequence.
         _block(
-            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, 0, position, length, c, known,
+            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, 0, 0, position, length, c, known,
             x_token, history_token, history_channel, out_token,
-            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, True, RING, CODED, TOKENS,
+            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, True, RING, CODED, HEAD,
         )  # fmt: skip
-        first += TOKENS
+        done = HEAD
+        first += HEAD // TOKENS * TOKENS
     for start in tl.range(first, last, TOKENS, num_stages=1):
         _block(
-            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, start, position, length, c, known,
-            x_token, history_token, history_channel, out_token,
-            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, TOKENS < TAPS - 1, RING, CODED, TOKENS,
+            x, history, ring, out, weight, words, x_factor, factor, offset, inverse, start, done, position, length, c,
+            known, x_token, history_token, history_channel, out_token,
+            TAPS, INTEGER, not INTEGER and X_SCALE_STEP >= 0, WORDS, False, RING, CODED, TOKENS,
         )  # fmt: skip
 
 
@@ -196,12 +201,13 @@ def _launch(
 ) -> None:
     batch, length, channels = x.shape
     span, tokens, width = (1, 1, 256) if length == 1 else _SPAN
+    head = 1 if length == 1 else triton.next_power_of_2(max(weight.shape[1] - 1, 1))
     grid = (triton.cdiv(length, span), triton.cdiv(channels, width), batch)
     _convolve[grid](
         x, x_scale, weight, weight_scale, bias, history, ring, slots, positions, out, scale_out,
         length, channels, x.stride(0), x.stride(1), *history_strides, out.stride(0), out.stride(1),
         weight.shape[1], x_scale is not None and weight_scale is not None, _step(x_scale), _step(weight_scale),
-        bias is not None, ring is not None, scale_out is not None, max(_step(scale_out), 0), span, tokens, width,
+        bias is not None, ring is not None, scale_out is not None, max(_step(scale_out), 0), span, head, tokens, width,
         num_warps=4, **launch_options(x),
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ __all__ = ["BLOCK", "Constants", "Memory", "Sizes", "in_blocks", "in_order", "ro
 
 _ALONE = 4
 """Rows up to which each program computes itself what heads share; for more, a launch of its own does it once."""
-_HEADS = 8
+_HEADS = 16
 """Heads whose weights of tokens one program of that launch computes: with more, fewer programs read B again."""
 BLOCK = 16
 """Waiting tokens of a channel that lie together in `Memory.x`."""
@@ -187,10 +187,27 @@ def _digits(values, COUNT: tl.constexpr):
     rest = values * inverse_size[:, None] * 64.0  # in this order: 64 times the largest reciprocal is infinite
     digits = ()
     for _ in tl.static_range(COUNT):
-        digit = (rest + 12582912.0) - 12582912.0
-        digits = digits + (digit.to(tl.int8),)  # type: ignore[assignment]  # noqa: RUF005  (no unpacking in Triton)
-        rest = (rest - digit) * 128.0
+        rounded = rest + 12582912.0  # 1.5 * 2**23: the digit, rounded half to even, stands in the low bits
+        digit = rounded.to(tl.int32, bitcast=True).to(tl.int8)
+        digits = digits + (digit,)  # type: ignore[assignment]  # noqa: RUF005  (no unpacking in Triton)
+        rest = (rest - (rounded - 12582912.0)) * 128.0
     return digits, size
+
+
+@triton.jit
+def _in_pairs(products):
+    """Return int32 products with digits ``[rows, digits]`` as float32 ``[rows, pairs]``, in units of a second digit.
+
+    Two digits of `_digits` are one number of 28 bits at most: half as many conversions and products of floats.
+    """
+    high, low = tl.split(tl.reshape(products, (products.shape[0], products.shape[1] // 2, 2)))
+    return (high * 128 + low).to(tl.float32)
+
+
+@triton.jit
+def _worth(pair):
+    """Return what a pair of digits is worth as `_in_pairs` has it, in sizes of `_digits`."""
+    return tl.exp2(-13.0 - 14.0 * pair.to(tl.float32))
 
 
 @triton.jit
@@ -215,8 +232,8 @@ def _weights(waiting, B, C, both, new, rate, k, j):
     """Return what weighs the waiting tokens ``[heads, TOKENS]`` and the new one, and what is left of the state.
 
     Args:
-        waiting: of `_waiting`, tokens k from the last to the first: the decay after a token is the sum over the tokens
-            behind it, and as a sum of terms of one sign it is never the small difference of large ones.
+        waiting: of `_waiting`. The decay after a token is the sum over the tokens behind it, added from the last on: a
+            sum of terms of one sign is never the small difference of large ones.
         B: codes ``[N]``.
         C: codes ``[N]``.
         both: product of their scales.
@@ -231,7 +248,7 @@ def _weights(waiting, B, C, both, new, rate, k, j):
     own_match = tl.sum(B.to(tl.int32) * C.to(tl.int32), 0).to(tl.float32) * both
     behind = tl.where(k[None, :] + 1 == j, new[:, None], behind)
     # The hardware's exponential is off by as many ulp as its exponent is large, and then the result is small.
-    weight = tl.exp2(tl.cumsum(behind * rate[:, None], 1)) * steps * match[None, :]
+    weight = tl.exp2(tl.cumsum(behind * rate[:, None], 1, reverse=True)) * steps * match[None, :]
     return weight, new * own_match, tl.exp2((tl.sum(steps, 1) + new) * rate)
 
 
@@ -291,7 +308,7 @@ def _prepare(
         place = program % PARTS * HEADS_TILE + tl.arange(0, HEADS_TILE)
         in_heads = place < OF_GROUP
         head = group * OF_GROUP + place
-        k = TOKENS - 1 - tl.arange(0, TOKENS)
+        k = tl.arange(0, TOKENS)
         rate = tl.load(A + head, mask=in_heads, other=0.0) * 1.4426950408889634
         step_scale = tl.load(dt_scale + head, mask=in_heads, other=0.0)
         bias = tl.load(dt_bias + head, mask=in_heads, other=0.0)
@@ -360,17 +377,11 @@ def _step(
     p = tl.arange(0, P_TILE)
     n = tl.arange(0, N_TILE)
     i = tl.arange(0, TOKENS)
-    r = tl.arange(0, 16)
+    r = tl.arange(0, 16)  # four digits for each of the state's four rows of scales
+    pair = tl.arange(0, 8)
     in_p, in_n = p < HEADDIM, n < D_STATE
     tile = in_p[:, None] & in_n[None, :]
     c = head * HEADDIM + p
-    home = state + (slot * HEADS + head) * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
-    before = tl.load(home, mask=tile, other=0)
-    block = slot * ((INTERVAL + BLOCK - 1) // BLOCK)
-    if INTERVAL > 0:
-        x_home = waiting_x + ((block + i // BLOCK)[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
-        begun = i // BLOCK * BLOCK < j  # whole blocks: what waits in them for later is multiplied by zeros
-        old_x = tl.load(x_home, mask=begun[None, :] & in_p[:, None], other=0)
     projected += row * projected_row + INNER
     ring += slot * (TAPS * CHANNELS)
     newest = ring + position % TAPS * CHANNELS
@@ -380,9 +391,20 @@ def _step(
     if CODED:
         choice = tl.load(state_choice + c, mask=in_p, other=0)
         own_row = tl.load(state_rows + head * 4 + r // 4)
+        pair_row = tl.load(state_rows + head * 4 + pair // 2)
         if SCALE_ROWS > OWN_ROWS:
             own_row -= group * OWN_ROWS
+            pair_row -= group * OWN_ROWS
         own_row += (row * GROUPS + group) * OWN_ROWS
+        pair_row += (row * GROUPS + group) * OWN_ROWS
+    # The large loads last: they go on to shared memory, and what is behind them in the program waits for that.
+    block = slot * ((INTERVAL + BLOCK - 1) // BLOCK)
+    if INTERVAL > 0:
+        x_home = waiting_x + ((block + i // BLOCK)[None, :] * INNER + c[:, None]) * BLOCK + i[None, :] % BLOCK
+        begun = i // BLOCK * BLOCK < j  # whole blocks: what waits in them for later is multiplied by zeros
+        old_x = tl.load(x_home, mask=begun[None, :] & in_p[:, None], other=0)
+    home = state + (slot * HEADS + head) * (HEADDIM * D_STATE) + p[:, None] * D_STATE + n[None, :]
+    before = tl.load(home, mask=tile, other=0)
     wait_for_previous(PDL)
     of_head = row * HEADS + head
     own_weight, forgotten = tl.load(own + of_head), tl.load(gone + of_head)
@@ -390,12 +412,13 @@ def _step(
         digit = tl.load(
             asked_digits + (own_row * 4 + r % 4)[:, None] * D_STATE + n[None, :], mask=in_n[None, :], other=0
         )
-        asked_size = tl.load(asked_sizes + own_row)
+        asked_size = tl.load(asked_sizes + pair_row)
     else:
         question = tl.load(asked + (row * GROUPS + group) * D_STATE + n, mask=in_n, other=0.0)
     if INTERVAL > 0:
+        t = tl.arange(0, 8)  # three digits of the tokens' weights; a matrix product has eight columns or more
         token_digit = tl.load(
-            token_digits + (of_head * 4 + r)[:, None] * TOKENS + i[None, :], mask=(r < 3)[:, None], other=0
+            token_digits + (of_head * 4 + t)[:, None] * TOKENS + i[None, :], mask=(t < 3)[:, None], other=0
         )
         token_size = tl.load(token_sizes + of_head)
     else:
@@ -406,17 +429,15 @@ def _step(
     new_x = number(x) * x_factor
     if INTERVAL > 0:
         tl.store(waiting_x + ((block + j // BLOCK) * INNER + c) * BLOCK + j % BLOCK, x, mask=in_p)
-        token_worth = token_size * tl.exp2(-6.0 - 7.0 * r.to(tl.float32))
-        within = tl.dot(old_x, tl.trans(token_digit)).to(tl.float32) * token_worth[None, :]
+        worth = token_size * _worth(tl.arange(0, 4))
+        within = tl.sum(_in_pairs(tl.dot(old_x, tl.trans(token_digit))) * worth[None, :], 1)
         if CODED:
-            worth = asked_size * tl.exp2(-6.0 - 7.0 * (r % 4).to(tl.float32))
-            parts = tl.dot(before, tl.trans(digit)).to(tl.float32) * (worth * forgotten)[None, :]
-            parts = tl.where((r // 4)[None, :] == choice[:, None], parts, 0.0)
-            result = tl.sum(parts + within * x_factor[:, None], 1)
+            worth = asked_size * _worth(pair % 2) * forgotten
+            parts = _in_pairs(tl.dot(before, tl.trans(digit))) * worth[None, :]
+            result = tl.sum(tl.where((pair // 2)[None, :] == choice[:, None], parts, 0.0), 1)
         else:
             result = tl.sum(before.to(tl.float32) * question[None, :], 1) * forgotten
-            result += tl.sum(within, 1) * x_factor
-        result += new_x * own_weight
+        result += within * x_factor + new_x * own_weight
     else:
         h = before * forgotten + (new_x * own_weight)[:, None] * direction[None, :]
         tl.store(home, h, mask=tile)

@@ -358,6 +358,7 @@ class CudaEngine:
         kept.graph.replay()
         return kept.logits.clone()
 
+    @torch.no_grad()
     def capture_prompts(self, ids: Tensor, slots: Tensor) -> _Prompts:
         """Return the captured reading of prompts of a shape, after running it once."""
         ids, slots = ids.clone(), slots.clone()
