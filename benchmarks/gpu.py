@@ -271,7 +271,9 @@ def model(
     return row
 
 
-def staged(recipe: str, batches: tuple[int, ...], prompts: tuple[tuple[int, int], ...], layers: int = 0) -> Row:
+def staged(
+    recipe: str, batches: tuple[int, ...], prompts: tuple[tuple[int, int], ...], layers: int = 0
+) -> Row:
     """Return TPOT, TTFT and memory of the 2.7B model in a recipe that the engine runs stage by stage."""
     name, config = "mamba2-2.7b", shape_config("mamba2-2.7b")
     config.num_hidden_layers = layers or config.num_hidden_layers

@@ -83,7 +83,13 @@ ALLOWED: dict[str, set[str]] = {
 # Library -> the only files that may import it, as patterns under src/ssmquant.
 CONFINED: dict[str, tuple[str, ...]] = {
     # Kernels, the device functions that they share, and the command that tunes them.
-    "triton": ("ops/*/triton.py", "ops/*/triton_step.py", "ops/triton_numerics.py", "ops/linear_tuning.py"),
+    "triton": (
+        "ops/*/triton.py",
+        "ops/*/triton_float.py",
+        "ops/*/triton_step.py",
+        "ops/triton_numerics.py",
+        "ops/linear_tuning.py",
+    ),
     # In `bench` it is a peer to measure.
     "transformers": (
         "families/*",

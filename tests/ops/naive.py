@@ -120,6 +120,31 @@ def int4_linear(
     return emitted(y, scale_out)
 
 
+def float_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    grid: Tensor | None,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+) -> Tensor:
+    exact = nibbles(weight).astype(np.float64) if weight.dtype == torch.uint8 else array(weight.double())
+    if grid is not None:
+        size = exact.shape[1] // grid.shape[1]
+        multiplier, zeros = array(grid).astype(np.int64) % 16, array(grid).astype(np.int64) // 16 - 8
+        exact = (exact - zeros.repeat(size, axis=1)) * multiplier.repeat(size, axis=1)
+    elif zero_point is not None:
+        exact = exact - array(zero_point).repeat(exact.shape[1] // zero_point.shape[1], axis=1)
+    if scale is not None:
+        steps = array(scale.double()).reshape(len(scale), -1)
+        exact = exact * steps.repeat(exact.shape[1] // steps.shape[1], axis=1)
+    y = array(x.double()) @ exact.T
+    if bias is not None:
+        y = y + array(bias.double())
+    return emitted(y, scale_out)
+
+
 def int4_progressive_linear(
     x: Tensor,
     x_scale: Tensor,

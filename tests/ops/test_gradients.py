@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 from .cases import SUITES, Case
 
 FLOAT = [
+    ("float_linear", "float"),
     ("ssd", "two groups"),
     ("selective_scan", "float"),
     ("causal_conv1d", "float"),

@@ -65,6 +65,10 @@ def first_token(scale: Tensor) -> Tensor:
     return scale.flatten()[:1].expand_as(scale).contiguous()
 
 
+def swapped_nibbles(weight: Tensor) -> Tensor:
+    return (weight >> 4) | (weight << 4) if weight.dtype == torch.uint8 else weight
+
+
 WRONG_ARGUMENTS: list[tuple[str, str, Callable[[str], Sabotage]]] = [
     ("int8_linear", "the scale of the wrong row", with_(weight_scale=of_the_neighbour)),
     ("int8_linear", "the first row's scale for all", with_(weight_scale=first_of)),
@@ -85,6 +89,18 @@ WRONG_ARGUMENTS: list[tuple[str, str, Callable[[str], Sabotage]]] = [
     ("int4_progressive_linear", "no zero points", with_(grid=lambda g: (g & 0xF).clamp(max=8))),
     ("int4_progressive_linear", "the scale of the wrong row", with_(weight_scale=of_the_neighbour)),
     ("int4_progressive_linear", "no bias", with_(bias=nothing)),
+    ("float_linear", "nibbles in the wrong order", with_(weight=swapped_nibbles)),
+    ("float_linear", "the scale of the wrong row", with_(scale=of_the_neighbour)),
+    (
+        "float_linear",
+        "the scale of the wrong group",
+        with_(scale=lambda s: s.roll(1, -1) if s.dim() == 2 else s),
+    ),
+    ("float_linear", "the zero point of the wrong group", with_(zero_point=lambda z: z.roll(1, 1))),
+    ("float_linear", "no zero points", with_(zero_point=nothing)),
+    ("float_linear", "the grid of the wrong group", with_(grid=lambda g: g.roll(1, 1))),
+    ("float_linear", "x in half precision", with_(x=lambda x: x.half().float())),
+    ("float_linear", "no bias", with_(bias=nothing)),
     ("mixed_linear", "channels in the order of the model", with_(order=lambda o: o.sort().values)),
     ("mixed_linear", "the inverse order", with_(order=lambda o: o.argsort().int())),
     ("mixed_linear", "nibbles in the wrong order", with_(packed=lambda p: (p >> 4) | (p << 4))),

@@ -11,11 +11,16 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.ops.causal_conv1d import reference as conv_reference
+from ssmquant.ops.float_linear import float_linear
+from ssmquant.ops.float_linear.reference import float_weight
 from ssmquant.ops.gated_rms_norm import reference as norm_reference
 from ssmquant.ops.hadamard import reference as hadamard_reference
+from ssmquant.ops.int4_progressive_linear.reference import join_grid, largest_multiplier
 from ssmquant.ops.int8_linear import reference as linear_reference
 from ssmquant.ops.selective_scan import reference as selective_reference
+from ssmquant.ops.selective_scan import selective_scan
 from ssmquant.ops.ssd import reference as ssd_reference
+from ssmquant.ops.ssd import ssd
 from ssmquant.tolerance import (
     assert_equal_codes,
     assert_float32,
@@ -115,7 +120,7 @@ def test_mamba2_scan(
 @pytest.mark.parametrize(("dtype", "interval"), [(torch.int8, 4), (torch.float16, 1), (torch.float32, 0)])
 @pytest.mark.parametrize(("batch", "length", "channels"), [(1, 257, 5120), (2, 100, 1536), (3, 5, 100)])
 def test_mamba1_scan(batch: int, length: int, channels: int, dtype: torch.dtype, interval: int) -> None:
-    from ssmquant.ops.selective_scan.triton import scan_codes
+    from ssmquant.ops.selective_scan.triton import scan_into
 
     draw = Draw(channels + length)
     x, dt, selected = on_device(
@@ -137,7 +142,7 @@ def test_mamba1_scan(batch: int, length: int, channels: int, dtype: torch.dtype,
     def scan(tokens: slice, state: Tensor) -> Tensor:
         """Run the kernel over some tokens, which moves the state on, and return y."""
         y = torch.full((batch, len(range(length)[tokens]), channels), torch.nan, device=DEVICE)
-        scan_codes(
+        scan_into(
             x[:, tokens], x_scale, dt[:, tokens], dt_scale, A, B[:, tokens], B_scale, C[:, tokens], C_scale, D, dt_bias,
             state, scale, row, interval, y, state, fresh=not tokens.start,
         )  # fmt: skip
@@ -218,3 +223,75 @@ def test_gated_norm_and_transform(rows: int, channels: int, groups: int) -> None
     assert_equal_codes(codes, numerics.quantize(floats, scale_out))
     plain = emit(y, None, None, None, 0.0, channels, True, None)
     assert_float32(plain, hadamard_reference.hadamard(y), channels, "the transform alone")
+
+
+@pytest.mark.parametrize("m", [1, 3, 16, 40, 130])
+@pytest.mark.parametrize(("n", "k"), [(3352, 768), (768, 1536), (10576, 2560), (2560, 5120)])
+@pytest.mark.parametrize("form", ["float16", "int8", "int4", "zero points", "grid"])
+def test_float_product(m: int, n: int, k: int, form: str) -> None:
+    draw, groups = Draw(m + n), k // (32 if form == "grid" else 128)
+    scale = zero_point = grid = None
+    if form == "float16":
+        weight = draw.normal(n, k).half()
+    elif form == "int8":
+        weight, scale = draw.codes(n, k), draw.scale(n)
+    else:
+        weight = draw.ids(n, k // 2, below=256).to(torch.uint8)
+        scale = draw.scale(n) if form == "grid" else draw.scale(n, groups)
+        zeros = (draw.ids(n, groups, below=16) - 8).to(torch.int8)
+        zero_point = zeros if form == "zero points" else None
+        if form == "grid":
+            multiplier = (1 + draw.ids(n, groups, below=15)).minimum(largest_multiplier(zeros))
+            grid = join_grid(multiplier.to(torch.uint8), zeros)
+    args = [
+        None if tensor is None else tensor.to(DEVICE)
+        for tensor in (draw.normal(m, k), weight, scale, zero_point, grid, draw.normal(n), None)
+    ]
+    assert float_linear.chosen(*args)[0] == "triton"
+    x, weight, bias = args[0], args[1], args[5]
+    exact = x.double() @ float_weight(weight, *args[2:5]).double().T + bias.double()
+    assert_float32(float_linear(*args), exact, k)
+
+
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "groups", "headdim"),
+    [(1, 2048, 80, 1, 64), (4, 300, 24, 1, 64), (2, 130, 16, 2, 32), (1, 77, 8, 2, 128), (3, 1, 80, 1, 64)],
+)
+def test_mamba2_scan_of_floats(
+    batch: int, length: int, heads: int, groups: int, headdim: int, codes: bool
+) -> None:
+    """Parts of wider rows, x among codes or not."""
+    draw, inner, shared = Draw(heads + length + codes), heads * headdim, groups * 128
+    B, C = draw.normal(batch, length, 2 * shared + 8).to(DEVICE)[..., 8:].split([shared, shared], dim=-1)
+    x, dt, A, D, dt_bias, state, x_scale = on_device(
+        draw.codes(batch, length, inner) if codes else draw.normal(batch, length, inner),
+        draw.normal(batch, length, heads), -draw.uniform(heads, low=1.0, high=16.0), draw.normal(heads),
+        draw.uniform(heads, low=-6.0, high=-2.0), draw.normal(batch, heads, headdim, 128), draw.scale(inner),
+    )  # fmt: skip
+    args = (
+        x.unflatten(-1, (heads, headdim)), x_scale if codes else None, dt, None, A, B.unflatten(-1, (groups, 128)),
+        None, C.unflatten(-1, (groups, 128)), None, D, dt_bias, 0.0, float("inf"), state, None, 0,
+    )  # fmt: skip
+    assert ssd.chosen(*args)[0] == "triton"
+    want, after = ssd_reference.ssd(*args)
+    y, state = ssd(*args)
+    assert_float32(y, want, length * 128, "y")
+    assert_float32(state, after, length, "state")
+
+
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 257, 5120), (2, 100, 1536), (3, 1, 100)])
+def test_mamba1_scan_of_floats(batch: int, length: int, channels: int) -> None:
+    draw = Draw(channels + length)
+    x, dt, selected, A, D, dt_bias, state = on_device(
+        draw.normal(batch, length, channels), draw.normal(batch, length, channels), draw.normal(batch, length, 192),
+        -draw.uniform(channels, 16, low=0.5, high=16.0), draw.normal(channels),
+        draw.uniform(channels, low=-6.0, high=-2.0), draw.normal(batch, channels, 16),
+    )  # fmt: skip
+    B, C = selected[:, :, 160:].split(16, dim=-1)
+    args = (x, None, dt, None, A, B, None, C, None, D, dt_bias, state, None, 0)
+    assert selective_scan.chosen(*args)[0] == "triton"
+    want, after = selective_reference.selective_scan(*args)
+    y, state = selective_scan(*args)
+    assert_float32(y, want, length * 16, "y")
+    assert_float32(state, after, length, "state")

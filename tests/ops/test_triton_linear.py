@@ -40,6 +40,7 @@ import triton
 import triton.language as tl
 
 from ssmquant.ops import linear_tuning, triton_numerics
+from ssmquant.ops.float_linear import triton as float_products  # noqa: F401  (registers its kernel)
 from ssmquant.ops.int4_linear import triton as int4
 from ssmquant.ops.int4_progressive_linear import triton as progressive
 from ssmquant.ops.int8_embedding import triton as embedding
@@ -133,6 +134,58 @@ def test_progressive_weights_in_granules_of_every_size(n: int, k: int, group_siz
             x, x_scale, weight, blocks, weight_scale, None, None, out=got.tensor, tile=tile
         )
         assert_same(got.read(), int4_progressive_linear(x, x_scale, packed, grid, weight_scale, None, None))
+
+
+# float_linear, whose sums are floats
+
+
+def transposed(tensor: Any) -> Any:
+    """Return a tensor laid out with its dimensions in reverse; anything else as it is."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in SUITES["float_linear"].cases])
+def test_products_of_floats(case: Case) -> None:
+    """Results, codes of them, and the same bits however arguments lie in memory."""
+    args, found = case.args(), kernel("float_linear")
+    reason = found.supports(*args)
+    if reason is not None:
+        assert args[1].dtype in (torch.float32, torch.bfloat16) or "odd group size" in reason
+        return
+    floats = found.run(*args[:-1], None)
+    SUITES["float_linear"].compare((*args[:-1], None), floats)
+    assert_same(found.run(*map(transposed, args[:-1]), None), floats)
+    for scale in (torch.tensor([0.037]), torch.linspace(0.01, 0.1, floats.shape[-1])):
+        assert_same(found.run(*args[:-1], scale), numerics.quantize(floats, scale))
+
+
+@pytest.mark.parametrize(
+    ("form", "groups"),
+    [("float16", 0), ("int8", 0), *itertools.product(("int4", "zero points", "grid"), (1, 2, 3, 6, 12, 48))],
+)
+@pytest.mark.parametrize("m", [1, 3, 17, 130])
+def test_float_products_in_every_tile(m: int, form: str, groups: int) -> None:
+    """Groups of 16 to 768, some of which only tiles take."""
+    n, k, draw = 37, 768, Draw(m + groups)
+    x, scale, grid, zero_point = draw.normal(m, k), None, None, None
+    weight = draw.normal(n, k).half() if form == "float16" else draw.codes(n, k)
+    if form == "int8":
+        scale = draw.scale(n)
+    if groups:
+        weight = draw.ids(n, k // 2, below=256).to(torch.uint8)
+        scale = draw.scale(n) if form == "grid" else draw.scale(n, groups)
+        zeros = (draw.ids(n, groups, below=16) - 8).to(torch.int8)
+        if form == "zero points":
+            zero_point = zeros
+        if form == "grid":
+            multiplier = (1 + draw.ids(n, groups, below=15)).minimum(largest_multiplier(zeros))
+            grid = join_grid(multiplier.to(torch.uint8), zeros)
+    args = (x, weight, scale, zero_point, grid, draw.normal(n), None)
+    assert kernel("float_linear").supports(*args) is None
+    SUITES["float_linear"].compare(args, kernel("float_linear").run(*args))
 
 
 @pytest.mark.parametrize(("name", "case"), EVERY)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import count
+from importlib.util import find_spec
+from itertools import count, product
 
 import pytest
 import torch
@@ -31,26 +32,60 @@ CASES = [
 WITH_SCALE_OUT = [p for p in CASES if p.values[0].scale_out]
 
 
-def kernel_of(suite: Suite) -> Kernel:
-    import_module(f"ssmquant.ops.{suite.op.name}.triton")
-    (kernel,) = (kernel for kernel in suite.op.kernels if kernel.backend == "triton")
-    return kernel
+def kernel_of(suite: Suite, args: Args | None = None) -> Kernel | None:
+    """Return the first kernel that takes the arguments, or the first of all."""
+    for module in ("triton", "triton_float"):
+        if find_spec(f"ssmquant.ops.{suite.op.name}.{module}"):
+            import_module(f"ssmquant.ops.{suite.op.name}.{module}")
+    kernels = (kernel for kernel in suite.op.kernels if kernel.backend == "triton")
+    return next((kernel for kernel in kernels if args is None or kernel.supports(*args) is None), None)
 
 
 @pytest.mark.parametrize(("suite", "case"), CASES)
 def test_case(suite: Suite, case: Case) -> None:
-    kernel, args = kernel_of(suite), case.args()
-    reason = kernel.supports(*args)
-    if reason is None:
+    args = case.args()
+    kernel = kernel_of(suite, args)
+    if kernel is not None:
         suite.compare(args, kernel.run(*args))
-    else:  # only scans decline, and only floats
-        assert "codes" in reason
-        assert args[1] is None
+    else:  # only one scan declines, and only floats under a reduced state
+        assert suite.op.name == "ssd"
+        assert args[1] is None and args[-1] > 0
+
+
+@pytest.mark.parametrize("coded", list(product((False, True), repeat=4)), ids=str)
+@pytest.mark.parametrize("length", [1, 70])
+@pytest.mark.parametrize("name", ["ssd", "selective_scan"])
+def test_codes_and_floats_mixed(name: str, length: int, coded: tuple[bool, ...]) -> None:
+    """Any of x, dt, B and C as codes, all of them parts of wider rows, as the layers hand them on."""
+    draw, batch = Draw(length + sum(coded)), 2
+    heads, headdim, groups, d_state = (4, 5, 2, 6) if name == "ssd" else (7, 1, 1, 6)
+    args: list[Tensor | None] = []
+    for code, width in zip(coded, (heads * headdim, heads, groups * d_state, groups * d_state), strict=True):
+        wide = (draw.codes if code else draw.normal)(batch, length, width + 3)
+        args += [wide[..., 2:-1], draw.scale(width) if code else None]
+    x, x_scale, dt, dt_scale, B, B_scale, C, C_scale = args
+    assert x is not None and B is not None and C is not None
+    vectors = draw.normal(heads), draw.uniform(heads, low=-4.0, high=1.0)
+    if name == "ssd":
+        call: Args = (
+            x.unflatten(-1, (heads, headdim)), x_scale, dt, dt_scale, -draw.uniform(heads, low=0.1, high=4.0),
+            B.unflatten(-1, (groups, d_state)), B_scale, C.unflatten(-1, (groups, d_state)), C_scale, *vectors,
+            0.01, 2.0, draw.normal(batch, heads, headdim, d_state), None, 0,
+        )  # fmt: skip
+    else:
+        call = (
+            x, x_scale, dt, dt_scale, -draw.uniform(heads, d_state, low=0.1, high=4.0), B, B_scale, C, C_scale,
+            *vectors, draw.normal(batch, heads, d_state), None, 0,
+        )  # fmt: skip
+    kernel = kernel_of(SUITES[name], call)
+    assert kernel is not None
+    SUITES[name].compare(call, kernel.run(*call))
 
 
 @pytest.mark.parametrize(("suite", "case"), WITH_SCALE_OUT)
 def test_codes_out_are_the_quantised_floats(suite: Suite, case: Case) -> None:
     kernel = kernel_of(suite)
+    assert kernel is not None
     *args, _scale_out = case.args()
     floats = kernel.run(*args, None)
     floats = floats if isinstance(floats, Tensor) else floats[0]
@@ -70,10 +105,12 @@ def test_many_rows(suite: Suite, case: Case, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton, "_MANY", (4, 2))  # two programs, so that each goes from row to row
     monkeypatch.setattr(triton, "_MANY_IN_PARTS", (2, 2))
     args = case.args()
-    suite.compare(args, kernel_of(suite).run(*args))
+    kernel = kernel_of(suite)
+    assert kernel is not None
+    suite.compare(args, kernel.run(*args))
 
 
-# Codes under reduced states: the suites have these cases with floats, which are not for the GPU
+# Codes under reduced states: the suites have these cases with floats
 
 
 def with_codes(case: Case, name: str) -> Iterator[Args]:
@@ -102,8 +139,8 @@ REDUCED = [
 def test_reduced_states_of_codes(name: str, case: Case) -> None:
     (args,) = with_codes(case, name)
     suite = SUITES[name]
-    kernel = kernel_of(suite)
-    assert kernel.supports(*args) is None
+    kernel = kernel_of(suite, args)
+    assert kernel is not None
     suite.compare(args, kernel.run(*args))
 
 

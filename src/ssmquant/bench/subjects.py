@@ -59,7 +59,9 @@ class OurModel:
 
     def load(self) -> Subject:
         """Load the folder, or make the shape."""
-        model = load(self.model) if self.recipe is None else random_shape(self.model, self.recipe, self.device)
+        model = (
+            load(self.model) if self.recipe is None else random_shape(self.model, self.recipe, self.device)
+        )
         facts = _facts(model)  # before the engine, which need not keep the tensors
         engine = model.to(self.device).engine(keep_weights=False)
         facts = facts._replace(

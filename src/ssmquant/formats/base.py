@@ -8,30 +8,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ssmquant import numerics
-from ssmquant.ops.quantize import quantize_static
 from ssmquant.scheme import TensorScheme
 
-__all__ = ["Codes", "Format", "Sparse", "StoredTensor", "float_linear"]
-
-
-def float_linear(
-    weight: Tensor, x: Tensor, x_scale: Tensor | None, bias: Tensor | None, scale_out: Tensor | None
-) -> Tensor:
-    """Return ``x @ weight.T + bias`` in the float type of x (float32 for codes), quantised if asked for.
-
-    Args:
-        weight: float ``[out, in]``, of any float dtype.
-        x: float, or codes with their scale, ``[..., in]``.
-        x_scale: float32 ``[1]``, ``[in]`` or ``[..., 1]``; None for a float x.
-        bias: float ``[out]``.
-        scale_out: float32 ``[1]`` or ``[out]``; None for float results.
-    """
-    x = numerics.dequantize(x, x_scale)
-    y = functional.linear(x, weight.to(x.dtype), bias)
-    return y if scale_out is None else quantize_static(y, scale_out)
+__all__ = ["Codes", "Format", "Sparse", "StoredTensor"]
 
 
 class StoredTensor(NamedTuple):

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
+from ssmquant.ops.float_linear import float_linear
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Dense"]
@@ -46,4 +48,7 @@ class Dense(Format):
         scale_out: Tensor | None,
     ) -> Tensor:
         """Return the float product; arithmetic in float32 also for a weight at rest in float16."""
-        return float_linear(stored["weight"], x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), stored["weight"], None, None, None, bias, scale_out
+        )
+        return y

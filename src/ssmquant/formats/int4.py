@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
+from ssmquant.ops.float_linear import float_linear
+from ssmquant.ops.float_linear.reference import float_weight
 from ssmquant.ops.int4_linear import int4_linear
-from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
+from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.scheme import Granularity, TensorScheme
 
 __all__ = ["Int4"]
@@ -53,8 +55,7 @@ class Int4(Format):
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return ``codes * scale``."""
-        codes, scale = unpack_int4(stored["packed"]), stored["scale"]
-        return numerics.dequantize(codes.unflatten(1, (scale.shape[1], -1)), scale[..., None]).flatten(1)
+        return float_weight(stored["packed"], stored["scale"])
 
     def linear(
         self,
@@ -68,7 +69,10 @@ class Int4(Format):
         if x_scale is not None and x_scale.shape[-1] == 1:
             exact: Tensor = int4_linear(x, x_scale, stored["packed"], stored["scale"], bias, scale_out)
             return exact
-        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), stored["packed"], stored["scale"], None, None, bias, scale_out
+        )
+        return y
 
 
 def _divisors(number: int) -> list[int]:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
 from ssmquant.formats.int4 import Int4
-from ssmquant.ops.int4_linear.packing import pack_int4, unpack_int4
+from ssmquant.ops.float_linear import float_linear
+from ssmquant.ops.float_linear.reference import float_weight
+from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.scheme import Granularity, TensorScheme
 
 __all__ = ["Int4Asymmetric"]
@@ -53,9 +55,7 @@ class Int4Asymmetric(Format):
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return ``(codes - zero_point) * scale``."""
-        scale, zero_point = stored["scale"][..., None], stored["zero_point"][..., None]
-        codes = unpack_int4(stored["packed"]).unflatten(1, (scale.shape[1], -1))
-        return numerics.dequantize_asymmetric(codes, scale, zero_point).flatten(1)
+        return float_weight(stored["packed"], stored["scale"], stored["zero_point"])
 
     def linear(
         self,
@@ -66,4 +66,8 @@ class Int4Asymmetric(Format):
         scale_out: Tensor | None,
     ) -> Tensor:
         """Return the float product with the dequantised weight."""
-        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), stored["packed"], stored["scale"], stored["zero_point"], None, bias,
+            scale_out,
+        )  # fmt: skip
+        return y

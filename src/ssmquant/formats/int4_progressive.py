@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
 from ssmquant.formats.int4 import Int4
+from ssmquant.ops.float_linear import float_linear
+from ssmquant.ops.float_linear.reference import float_weight
 from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.ops.int4_progressive_linear import int4_progressive_linear
-from ssmquant.ops.int4_progressive_linear.reference import expand, join_grid, largest_multiplier
+from ssmquant.ops.int4_progressive_linear.reference import join_grid, largest_multiplier
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Int4Progressive", "largest_multiplier"]
@@ -56,7 +58,7 @@ class Int4Progressive(Format):
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return ``((codes - zero_point) * multiplier) * scale``."""
-        return numerics.dequantize(expand(stored["packed"], stored["grid"]), stored["scale"][:, None])
+        return float_weight(stored["packed"], stored["scale"], grid=stored["grid"])
 
     def linear(
         self,
@@ -72,4 +74,7 @@ class Int4Progressive(Format):
                 x, x_scale, stored["packed"], stored["grid"], stored["scale"], bias, scale_out
             )
             return exact
-        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), stored["packed"], stored["scale"], None, stored["grid"], bias, scale_out,
+        )  # fmt: skip
+        return y

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ssmquant import numerics
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
+from ssmquant.ops.float_linear import float_linear
+from ssmquant.ops.float_linear.reference import float_weight
 from ssmquant.ops.int8_linear import int8_linear
 from ssmquant.scheme import Granularity, TensorScheme
 
@@ -37,7 +39,7 @@ class Int8(Format):
 
     def dequantize(self, stored: Mapping[str, Tensor]) -> Tensor:
         """Return ``codes * scale``."""
-        return numerics.dequantize(stored["codes"], stored["scale"][:, None])
+        return float_weight(stored["codes"], stored["scale"])
 
     def linear(
         self,
@@ -51,4 +53,7 @@ class Int8(Format):
         if x_scale is not None and x_scale.shape[-1] == 1:
             exact: Tensor = int8_linear(x, x_scale, stored["codes"], stored["scale"], bias, scale_out)
             return exact
-        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), stored["codes"], stored["scale"], None, None, bias, scale_out
+        )
+        return y

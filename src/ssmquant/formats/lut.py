@@ -23,8 +23,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ssmquant import numerics
 from ssmquant.errors import RecipeError
-from ssmquant.formats.base import Codes, Format, StoredTensor, float_linear
+from ssmquant.formats.base import Codes, Format, StoredTensor
+from ssmquant.ops.float_linear import float_linear
 from ssmquant.scheme import TensorScheme
 
 __all__ = ["Lut", "sparse_count"]
@@ -99,4 +101,7 @@ class Lut(Format):
         scale_out: Tensor | None,
     ) -> Tensor:
         """Return the float product."""
-        return float_linear(self.dequantize(stored), x, x_scale, bias, scale_out)
+        y: Tensor = float_linear(
+            numerics.dequantize(x, x_scale), self.dequantize(stored), None, None, None, bias, scale_out
+        )
+        return y

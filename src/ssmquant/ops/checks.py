@@ -89,7 +89,9 @@ def expect_linear(
         expect_shape(op, "bias", bias, (out_features,))
 
 
-def expect_packed(op: str, x: Tensor, packed: Tensor, name: str, groups: Tensor) -> None:
+def expect_packed(
+    op: str, x: Tensor, packed: Tensor, name: str, groups: Tensor, *, packed_name: str = "packed"
+) -> None:
     """Raise unless an int4 weight has two codes a byte for each column of x, and as many groups as divide them.
 
     Args:
@@ -98,12 +100,13 @@ def expect_packed(op: str, x: Tensor, packed: Tensor, name: str, groups: Tensor)
         packed: to be uint8 ``[N, K / 2]``.
         name: of the tensor with one value a group.
         groups: that tensor, to be ``[N, groups]``.
+        packed_name: what the op calls the weight.
     """
     columns = x.shape[-1]
-    expect_dtype(op, "packed", packed, torch.uint8)
+    expect_dtype(op, packed_name, packed, torch.uint8)
     if columns % 2:
         raise InputError(f"{op}: K = {columns} is odd, but a byte holds two codes; add a column of zeros")
-    expect_shape(op, "packed", packed, (None, columns // 2))
+    expect_shape(op, packed_name, packed, (None, columns // 2))
     expect_shape(op, name, groups, (packed.shape[0], None))
     if not groups.shape[1] or columns % groups.shape[1]:
         raise InputError(

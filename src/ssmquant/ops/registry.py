@@ -7,9 +7,9 @@ it supports
 and why not; an op without a fitting kernel runs its reference, and `Op.chosen` tells which one it would be.
 Gradients are those of the reference (plain PyTorch): an input that requires grad goes there directly.
 
-Kernels live beside the op: ``ops/<op>/cpu.py`` (C++) and ``ops/<op>/triton.py`` register theirs when they are imported,
-which happens the first time that the op runs on such a device. One that cannot be imported (no compiled extension, no
-Triton) is a reason like any other.
+Kernels live beside the op: ``ops/<op>/cpu.py`` (C++), ``ops/<op>/triton.py`` and, where floats need kernels of their
+own, ``ops/<op>/triton_float.py`` register theirs when they are imported, which happens the first time that the op runs
+on such a device. One that cannot be imported (no compiled extension, no Triton) is a reason like any other.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _LIBRARY = torch.library.Library("ssmquant", "DEF")
 _OPS: dict[str, Op] = {}
 _BACKEND: ContextVar[str | None] = ContextVar("ssmquant_backend", default=None)
 REFERENCE = "reference"
-_BACKENDS = {
-    "cpu": "cpu",
-    "cuda": "triton",
-}  # device type -> the module beside the op that registers its kernels
+_BACKENDS = {"cpu": "cpu", "cuda": "triton"}  # device type -> the backend of its kernels
+_MODULES = {
+    "cpu": ("cpu",),
+    "triton": ("triton", "triton_float"),
+}  # backend -> the modules beside an op that register kernels, as far as it has them; earlier ones are asked first
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,11 @@ class Op:
         """Import the op's kernels for a device, once; return why there are none, if that is so."""
         if device not in self._missing:
             self._missing[device] = []
-            backend = _BACKENDS.get(device)
-            module = f"{self._package}.{backend}"
-            if backend and find_spec(module):
+            backend = _BACKENDS.get(device, "")
+            for module in (f"{self._package}.{name}" for name in _MODULES.get(backend, ())):
                 try:
-                    import_module(module)
+                    if find_spec(module):
+                        import_module(module)
                 except ImportError as error:
                     self._missing[device] = [f"{backend}: {error}"]
         return self._missing[device]

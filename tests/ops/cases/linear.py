@@ -1,4 +1,4 @@
-"""Linear layers: int8, int4 in groups, progressive int4, int4 beside int8 outliers, float16 outlier columns."""
+"""Linear layers: int8, int4 in groups, progressive int4, int4 beside int8 outliers, float16 outlier columns, floats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmquant.formats.int4_progressive import largest_multiplier
+from ssmquant.ops.float_linear import float_linear
 from ssmquant.ops.int4_linear import int4_linear
 from ssmquant.ops.int4_linear.packing import pack_int4
 from ssmquant.ops.int4_progressive_linear import int4_progressive_linear
@@ -246,7 +247,85 @@ def _compare_outlier(args: Args, got: Tensor) -> None:
     assert_outputs(got, naive.outlier_linear(*args), args[-1], columns + 1)
 
 
+# float_linear
+
+
+def _float_cases() -> Iterator[Case]:
+    def make(
+        *tokens: int, k: int, n: int, form: str = "float16", groups: int = 1, bias: bool = False, out: int = 0,
+        size: float = 1.0,
+    ) -> Callable[[Draw], Args]:  # fmt: skip
+        """Floats ``[*tokens, k]`` and a weight of some form; out is the number of scales."""
+
+        def args(draw: Draw) -> Args:
+            x = draw.normal(*tokens, k, size=size)
+            match form:
+                case "int8" | "int8, one scale":
+                    weight = draw.codes(n, k), draw.scale(n if form == "int8" else 1), None, None
+                case "int4":
+                    weight = draw.ids(n, k // 2, below=256).to(torch.uint8), draw.scale(n, groups), None, None
+                case "int4, zero points":
+                    zero_point = (draw.ids(n, groups, below=16) - 8).to(torch.int8)
+                    packed = draw.ids(n, k // 2, below=256).to(torch.uint8)
+                    weight = packed, draw.scale(n, groups), zero_point, None
+                case "int4, progressive":
+                    zero_point = (draw.ids(n, groups, below=16) - 8).to(torch.int8)
+                    multiplier = (1 + draw.ids(n, groups, below=15)).minimum(largest_multiplier(zero_point))
+                    grid = join_grid(multiplier.to(torch.uint8), zero_point)
+                    weight = draw.ids(n, k // 2, below=256).to(torch.uint8), draw.scale(n), None, grid
+                case _:
+                    weight = draw.normal(n, k).to(getattr(torch, form)), None, None, None
+            scale_out = draw.scale(out, absmax=0.5 * size * k**0.5) if out else None
+            return x, *weight, draw.normal(n) if bias else None, scale_out
+
+        return args
+
+    def of_every_size(draw: Draw) -> Args:
+        """Tokens of zeros, tiny, large and ordinary numbers, and one whose elements differ by ten decades."""
+        x, *rest = make(5, k=40, n=7)(draw)
+        return x * torch.stack(
+            [torch.full((40,), size) for size in (0.0, 1e-30, 1e30, 1.0)] + [torch.logspace(-9, 1, 40)]
+        ), *rest
+
+    yield Case("float", make(2, 3, k=33, n=5, form="float32", bias=True))
+    yield Case("bfloat16", make(5, k=24, n=7, form="bfloat16"))
+    for form, k, groups in (
+        ("float16", 40, 1),
+        ("int8", 40, 1),
+        ("int8, one scale", 40, 1),
+        ("int4", 64, 4),
+        ("int4, zero points", 64, 4),
+        ("int4, progressive", 64, 4),
+    ):
+        yield Case(f"{form}, a vector", make(k=k, n=6, form=form, groups=groups))
+        yield Case(f"{form}, 4 tokens", make(2, 2, k=k, n=9, form=form, groups=groups, bias=True))
+        yield Case(f"{form}, 7 tokens", make(7, k=k, n=9, form=form, groups=groups, bias=True))
+        yield Case(f"{form}, 21 tokens", make(21, k=k, n=33, form=form, groups=groups, out=1))
+        yield Case(
+            f"{form}, codes out, a scale a channel",
+            make(3, k=k, n=9, form=form, groups=groups, bias=True, out=9),
+        )
+    yield Case("float16, odd sizes", make(3, k=33, n=5))
+    yield Case("int8, odd sizes", make(2, k=37, n=5, form="int8"))
+    yield Case("int4, one byte", make(4, k=2, n=3, form="int4"))
+    yield Case("int4, one group", make(3, k=34, n=5, form="int4"))
+    yield Case("int4, groups of 6", make(5, k=42, n=7, form="int4", groups=7))
+    yield Case("int4, groups of odd size", make(5, k=42, n=7, form="int4, zero points", groups=6))
+    yield Case("int4, groups of 128", make(2, k=1280, n=9, form="int4, zero points", groups=10, bias=True))
+    yield Case("int4, progressive, groups of 16", make(19, k=320, n=9, form="int4, progressive", groups=20))
+    yield Case("float16, K of several blocks", make(4, k=2600, n=5))
+    yield Case("float16, K of several blocks, 17 tokens", make(17, k=1032, n=5))
+    yield Case("tokens of every size", of_every_size)
+    yield Case("large numbers", make(18, k=40, n=7, size=1e6))
+    yield Case("no tokens", make(0, k=8, n=3))
+
+
+def _compare_float(args: Args, got: Tensor) -> None:
+    assert_outputs(got, naive.float_linear(*args), args[-1], args[0].shape[-1])
+
+
 SUITES = (
+    Suite(float_linear, tuple(_float_cases()), _compare_float, scale_out=True),
     Suite(int8_linear, tuple(_linear_cases()), _compare_linear, scale_out=True),
     Suite(int4_linear, tuple(_int4_cases()), _compare_int4, scale_out=True),
     Suite(int4_progressive_linear, tuple(_progressive_cases()), _compare_progressive, scale_out=True),

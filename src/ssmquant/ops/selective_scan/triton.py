@@ -23,7 +23,7 @@ from ssmquant.ops.triton_numerics import (
     wait_for_previous,
 )
 
-__all__ = ["advanced", "scan_codes"]
+__all__ = ["advanced", "scan_into"]
 
 _UNROLLED = 16
 _CHANNELS = 8
@@ -44,9 +44,19 @@ def advanced(h, x, dt, decay_rate, B):
 
 
 @triton.jit
+def _factor(scale, channel, inside):
+    """Return what codes of some channels are multiplied by; 1 for floats, which come without a scale."""
+    factor = 1.0
+    if scale is not None:
+        factor = tl.load(scale + channel, mask=inside, other=0.0)
+    return factor
+
+
+@triton.jit
 def _prepare(
-    dt, dt_scale, dt_bias, B, B_scale, C, C_scale, steps, selected, length, channels, dt_row, dt_token, B_row, B_token,
-    D_STATE: tl.constexpr, DT_STEP: tl.constexpr, STATE_STEP: tl.constexpr,
+    dt, dt_scale, dt_bias, B, B_scale, C, C_scale, steps, selected, length, channels,
+    dt_row, dt_token, B_row, B_token, C_row, C_token,
+    D_STATE: tl.constexpr, DT_STEP: tl.constexpr, B_STEP: tl.constexpr, C_STEP: tl.constexpr,
     TOKENS: tl.constexpr, C_TILE: tl.constexpr, N_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Write dt ``[B, L, C]`` after softplus, and B and C ``[B, L, 2, N_TILE]``, as float32."""
@@ -54,7 +64,7 @@ def _prepare(
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
     c = tl.program_id(1) * C_TILE + tl.arange(0, C_TILE)[None, :]
     n = tl.arange(0, N_TILE)[None, :]
-    factor = tl.load(dt_scale + c * DT_STEP, mask=c < channels, other=0.0)
+    factor = _factor(dt_scale, c * DT_STEP, c < channels)
     bias = tl.load(dt_bias + c, mask=c < channels, other=0.0)
     wait_for_previous(PDL)
     let_next_start(PDL)
@@ -64,12 +74,11 @@ def _prepare(
     tl.store(steps + (row * length + t) * channels + c, step, mask=valid)
     if tl.program_id(1) == 0:
         in_n = (t < length) & (n < D_STATE)
-        place = row * B_row + t * B_token + n
         target = selected + (row * length + t) * (2 * N_TILE) + n
-        new_B = tl.load(B + place, mask=in_n, other=0).to(tl.float32)
-        new_C = tl.load(C + place, mask=in_n, other=0).to(tl.float32)
-        new_B = new_B * tl.load(B_scale + n * STATE_STEP, mask=n < D_STATE, other=0.0)
-        new_C = new_C * tl.load(C_scale + n * STATE_STEP, mask=n < D_STATE, other=0.0)
+        new_B = tl.load(B + row * B_row + t * B_token + n, mask=in_n, other=0).to(tl.float32)
+        new_C = tl.load(C + row * C_row + t * C_token + n, mask=in_n, other=0).to(tl.float32)
+        new_B = new_B * _factor(B_scale, n * B_STEP, n < D_STATE)
+        new_C = new_C * _factor(C_scale, n * C_STEP, n < D_STATE)
         tl.store(target, new_B, mask=t < length)
         tl.store(target + N_TILE, new_C, mask=t < length)
 
@@ -131,7 +140,7 @@ def _scan(
     tile = in_c[:, None] & in_n[None, :]
     place = c[:, None] * D_STATE + n[None, :]
     decay_rate = tl.load(A + place, mask=tile, other=0.0) * 1.4426950408889634
-    x_factor = tl.load(x_scale + c * X_STEP, mask=in_c, other=0.0)
+    x_factor = _factor(x_scale, c * X_STEP, in_c)
     skip = tl.load(D + c, mask=in_c, other=0.0)
     scale = decay_rate
     inverse = decay_rate
@@ -166,16 +175,16 @@ def _scan(
     tl.store(after + home, quantize(result, inverse) if CODED else result, mask=tile)
 
 
-def scan_codes(
+def scan_into(
     x: Tensor,
-    x_scale: Tensor,
+    x_scale: Tensor | None,
     dt: Tensor,
-    dt_scale: Tensor,
+    dt_scale: Tensor | None,
     A: Tensor,
     B: Tensor,
-    B_scale: Tensor,
+    B_scale: Tensor | None,
     C: Tensor,
-    C_scale: Tensor,
+    C_scale: Tensor | None,
     D: Tensor,
     dt_bias: Tensor,
     state: Tensor,
@@ -191,14 +200,15 @@ def scan_codes(
     """Run the scan; write ``y`` and the state after the last rounding (after all tokens for a float32 state).
 
     Args:
-        x: int8 ``[B, L, C]``; a token's channels are neighbours, tokens and rows may lie apart (so in the rest).
-        x_scale: float32 ``[1]`` or ``[C]``.
-        dt: int8 ``[B, L, C]``.
+        x: int8 or float32 ``[B, L, C]``; a token's channels are neighbours, tokens and rows may lie apart (so in the
+            rest).
+        x_scale: float32 ``[1]`` or ``[C]``; None for floats, and so for the other scales.
+        dt: int8 or float32 ``[B, L, C]``.
         dt_scale: as x_scale.
         A: float32 ``[C, N]``, contiguous.
-        B: int8 ``[B, L, N]``.
+        B: int8 or float32 ``[B, L, N]``.
         B_scale: float32 ``[1]`` or ``[N]``.
-        C: as B, with B's strides.
+        C: as B.
         C_scale: as B_scale.
         D: float32 ``[C]``.
         dt_bias: float32 ``[C]``.
@@ -214,52 +224,59 @@ def scan_codes(
     batch, length, channels = x.shape
     d_state = B.shape[2]
     n_tile = triton.next_power_of_2(d_state)
-    state_step = int(B_scale.numel() > 1)
     steps = torch.empty((batch, length, channels), dtype=torch.float32, device=x.device)
     selected = torch.empty((batch, length, 2, n_tile), dtype=torch.float32, device=x.device)
     options = launch_options(x)
     _prepare[triton.cdiv(length, 16), triton.cdiv(channels, 128), batch](
         dt, dt_scale, dt_bias, B, B_scale, C, C_scale, steps, selected, length, channels,
-        dt.stride(0), dt.stride(1), B.stride(0), B.stride(1),
-        d_state, int(dt_scale.numel() > 1), state_step, 16, 128, n_tile, num_warps=4, **options,
+        dt.stride(0), dt.stride(1), B.stride(0), B.stride(1), C.stride(0), C.stride(1),
+        d_state, _step(dt_scale), _step(B_scale), _step(C_scale), 16, 128, n_tile, num_warps=4, **options,
     )  # fmt: skip
     _scan[triton.cdiv(channels, _CHANNELS), batch](
         x, x_scale, steps, selected, A, D, state, state_scale, state_row, slots, y, after,
         length, channels, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
-        d_state, int(x_scale.numel() > 1), interval, state_scale is not None, fresh,
+        d_state, _step(x_scale), interval, state_scale is not None, fresh,
         _CHANNELS, n_tile, _UNROLLED, num_warps=1, **options,
     )  # fmt: skip
 
 
+def _step(scale: Tensor | None) -> int:
+    """Return how far the scale of the next channel is: 0 for one scale."""
+    return int(scale is not None and scale.numel() > 1)
+
+
+def _channels_together(tensor: Tensor) -> Tensor:
+    """Return a tensor whose last dimension lies close together; tokens and rows may lie apart."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def _run(
     x: Tensor,
-    x_scale: Tensor,
+    x_scale: Tensor | None,
     dt: Tensor,
-    dt_scale: Tensor,
+    dt_scale: Tensor | None,
     A: Tensor,
     B: Tensor,
-    B_scale: Tensor,
+    B_scale: Tensor | None,
     C: Tensor,
-    C_scale: Tensor,
+    C_scale: Tensor | None,
     D: Tensor,
     dt_bias: Tensor,
     state: Tensor,
     state_scale: Tensor | None,
     interval: int,
 ) -> tuple[Tensor, Tensor]:
-    x, dt, B, C = x.contiguous(), dt.contiguous(), B.contiguous(), C.contiguous()
+    x, dt, B, C = (_channels_together(tensor) for tensor in (x, dt, B, C))
     channels, d_state = A.shape
     state_row = None
     if state_scale is not None:
         state_scale = state_scale.expand(channels, d_state).contiguous()
         state_row = torch.arange(channels, dtype=torch.int32, device=x.device)
-    width = max(B_scale.numel(), C_scale.numel())
     y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     after = torch.empty(state.shape, dtype=state.dtype, device=x.device)
-    scan_codes(
-        x, x_scale, dt, dt_scale, A.contiguous(), B, B_scale.expand(width).contiguous(),
-        C, C_scale.expand(width).contiguous(), D, dt_bias, state.contiguous(), state_scale, state_row, interval,
-        y, after,
+    scan_into(
+        x, x_scale, dt, dt_scale, A.contiguous(), B, B_scale, C, C_scale, D, dt_bias, state.contiguous(),
+        state_scale, state_row, interval, y, after,
     )  # fmt: skip
     return y, after
 
@@ -280,8 +297,8 @@ def _supports(
     state_scale: Tensor | None,
     interval: int,
 ) -> str | None:
-    if x_scale is None or dt_scale is None or B_scale is None or C_scale is None:
-        return "scans codes; x, dt, B and C need scales"
+    if A.dtype != torch.float32:
+        return f"scans in float32, not {A.dtype}"
     if A.shape[1] > 64:
         return f"holds states of at most 64 columns, not {A.shape[1]}"
     return None

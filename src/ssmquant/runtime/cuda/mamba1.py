@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmquant.ops.causal_conv1d.triton import convolve_into_ring
 from ssmquant.ops.hadamard.triton import emit, unsupported_rows, unsupported_size
-from ssmquant.ops.selective_scan.triton import scan_codes
+from ssmquant.ops.selective_scan.triton import scan_into
 from ssmquant.ops.selective_scan.triton_step import step
 from ssmquant.runtime.cuda.network import (
     Linear,
@@ -173,7 +173,7 @@ class Mamba1Layers:
             m = {name: tensor[index] for name, tensor in memory.items()}
             z, x, dt, B, C = self._select(layer, residual, batch, slots, positions, start, m)
             y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-            scan_codes(
+            scan_into(
                 x, layer.x_scale, dt, layer.dt_scale, layer.A, B, layer.B_scale, C, layer.C_scale, layer.D,
                 layer.dt_bias, m["state"], layer.state_scale, layer.state_row, self.interval, y, m["state"],
                 slots=slots, fresh=start == 0,
