@@ -5,7 +5,7 @@
 
 namespace ssmquant::SSMQUANT_ISA {
 
-// Transforms `channels` floats in place; orthonormal.
-void transform(float* row, int64_t channels, const Hadamard& hadamard);
+// Transforms `channels` floats in place, orthonormal, and multiplies them by `scale`.
+void transform(float* row, int64_t channels, const Hadamard& hadamard, float scale);
 
 }  // namespace ssmquant::SSMQUANT_ISA
