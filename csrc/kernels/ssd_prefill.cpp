@@ -136,26 +136,19 @@ struct HeadChunk {
     }
   }
 
-  // x of the tokens, and x times what the state after the chunk takes of it.
   void load_x() const {
-    const int64_t P = layer.headdim, first = head * P;
-    const Decay end = decay(length - 1);
-    const F32 factor = F32::broadcast(shared.factor[0]);
-    for (int64_t t = 0; t < length; t += F32::width) {
-      const F32 to_end = decay_between(end, F32::load(work.high + t), F32::load(work.low + t));
-      (to_end * F32::load(work.dt + t) * factor).store(work.share + t);
-    }
-    const Input old = pending_rows(inputs.x, sequence.x, head, layer.interval, P, first);
+    const int64_t P = layer.headdim;
+    const Input old = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
     for (int64_t t = 0; t < length; ++t) {
-      float *row = work.x + t * work.width, *weighted = work.weighted + t * work.width;
-      const F32 share = F32::broadcast(work.share[t]);
-      each_vector(P, [&](int64_t p, auto lanes) {
-        const F32 x = is_new(t) ? value(inputs.x, token(t), first + p, lanes) : value(old, start + t, p, lanes);
-        store(x, row + p, lanes);
-        store(x * share, weighted + p, lanes);
-      });
-      for (int64_t p = P; p < work.width; ++p) row[p] = weighted[p] = 0.0f;
+      is_new(t) ? load_row(inputs.x, token(t), head * P, t) : load_row(old, start + t, 0, t);
     }
+  }
+
+  // Row t of work.x: channels of a row of x, dequantised.
+  void load_row(const Input& x, int64_t row, int64_t first, int64_t t) const {
+    float* const to = work.x + t * work.width;
+    each_vector(layer.headdim, [&](int64_t p, auto lanes) { store(value(x, row, first + p, lanes), to + p, lanes); });
+    for (int64_t p = layer.headdim; p < work.width; ++p) to[p] = 0.0f;
   }
 
   // Fetches what lies far apart in memory: the place of y of token t, and x of the one a chunk behind it.
@@ -231,9 +224,20 @@ struct HeadChunk {
     }
   }
 
-  // The state after the chunk; rounded, as it will be read again.
+  // The state after the chunk; rounded, as it will be read again. x becomes what the state takes of it.
   void update(bool rounded) const {
-    update_state(layer, work, exp(decay(length - 1).high), shared.B, kChunk, length, rounded);
+    const Decay end = decay(length - 1);
+    const F32 factor = F32::broadcast(shared.factor[0]);
+    for (int64_t t = 0; t < length; t += F32::width) {
+      const F32 to_end = decay_between(end, F32::load(work.high + t), F32::load(work.low + t));
+      (to_end * F32::load(work.dt + t) * factor).store(work.share + t);
+    }
+    for (int64_t t = 0; t < length; ++t) {
+      const F32 share = F32::broadcast(work.share[t]);
+      float* const row = work.x + t * work.width;
+      for (int64_t p = 0; p < work.width; p += F32::width) (F32::load(row + p) * share).store(row + p);
+    }
+    update_state(layer, work, exp(end.high), shared.B, kChunk, length, rounded);
   }
 };
 

@@ -72,7 +72,7 @@ void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const
     const int64_t width = work.width, first = n * width + p;
     float* state = work.state + first;
     sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE { sum = F32::load(state + r * width + i * F32::width) * kept; });
-    sums.add(B + n * B_stride, B_stride, work.weighted + p, width, k);
+    sums.add(B + n * B_stride, B_stride, work.x + p, width, k);
     if (rounded && scaled) {
       const float *reciprocal = work.reciprocal + first, *scale = work.scale + first;
       sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {

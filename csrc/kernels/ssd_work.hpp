@@ -117,7 +117,7 @@ void load_state_scale(const SsdLayer& layer, int64_t head, const SsdWork& work);
 void load_state(const SsdLayer& layer, const void* state, int64_t head, const SsdWork& work);
 // Writes work.state as it is kept.
 void store_state(const SsdLayer& layer, const SsdWork& work, int64_t head, void* state);
-// work.state = work.state * decay + sum over k of B[:, k] * weighted[k, :]; B [d_state, k], rows B_stride apart. `rounded`: as
+// work.state = work.state * decay + sum over k of B[:, k] * x[k, :]; B [d_state, k], rows B_stride apart. `rounded`: as
 // reading it would find it after writing it.
 void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k,
                   bool rounded);
