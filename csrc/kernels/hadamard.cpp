@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/transform.hpp"
+#include "kernels/values.hpp"
 #include "simd/repeat.hpp"
 #include "simd/simd.hpp"
 
@@ -25,9 +26,9 @@ struct Sylvester {
 };
 constexpr Sylvester sylvester;
 
-// The butterflies of `radix` runs of `length` floats, `length` apart.
-template <int radix>
-void butterflies(float* x, int64_t length) {
+// The butterflies of `radix` runs of `length` floats, `length` apart; put(place, vector, lanes) takes the results.
+template <int radix, class Put>
+void butterflies(const float* x, int64_t length, const Put& put) {
   each_vector(length, [&](int64_t at, auto lanes) {
     F32 v[radix];
     for (int i = 0; i < radix; ++i) v[i] = load(x + i * length + at, lanes);
@@ -39,13 +40,21 @@ void butterflies(float* x, int64_t length) {
         v[i + width] = low - high;
       }
     }
-    for (int i = 0; i < radix; ++i) store(v[i], x + i * length + at, lanes);
+    for (int i = 0; i < radix; ++i) put(i * length + at, v[i], lanes);
   });
 }
 
+// The last pass has the whole row in its runs, and writes the results as row r of `out`.
 template <int radix>
-void pass(float* x, int64_t n, int64_t length) {
-  for (int64_t at = 0; at < n; at += radix * length) butterflies<radix>(x + at, length);
+void pass(float* x, int64_t n, int64_t length, const Output& out, int64_t r) {
+  if (radix * length == n) {
+    butterflies<radix>(x, length, [&](int64_t c, F32 y, auto lanes) { emit(y, out, r, c, lanes); });
+    return;
+  }
+  for (int64_t at = 0; at < n; at += radix * length) {
+    float* const to = x + at;
+    butterflies<radix>(to, length, [&](int64_t place, F32 y, auto lanes) { store(y, to + place, lanes); });
+  }
 }
 
 // The product of runs of m floats, in place, by the base matrix (transposed, rows `stride` apart) and a factor.
@@ -148,22 +157,24 @@ struct Dense {
 
 }  // namespace
 
-void transform(float* row, int64_t channels, const Hadamard& hadamard, float scale) {
+void transform(float* row, int64_t channels, const Hadamard& hadamard, float scale, const Output& out, int64_t r) {
   const bool power_of_two = hadamard.m == 1;
   const float* base = power_of_two ? &sylvester.signs[0][0] : hadamard.base;
   const int64_t m = !power_of_two ? hadamard.m : channels < kSylvester ? channels : kSylvester;
   const int64_t stride = power_of_two ? kSylvester : m;
   const float factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(channels))) * scale;
-  for (int64_t length = m * Dense{m, base, stride, F32::broadcast(factor)}.run(row, channels); length < channels;) {
+  int64_t length = m * Dense{m, base, stride, F32::broadcast(factor)}.run(row, channels);
+  if (length == channels) return emit(row, channels, out, r);
+  while (length < channels) {
     const int64_t left = channels / length;
     if (left % 8 == 0) {
-      pass<8>(row, channels, length);
+      pass<8>(row, channels, length, out, r);
       length *= 8;
     } else if (left % 4 == 0) {
-      pass<4>(row, channels, length);
+      pass<4>(row, channels, length, out, r);
       length *= 4;
     } else {
-      pass<2>(row, channels, length);
+      pass<2>(row, channels, length, out, r);
       length *= 2;
     }
   }

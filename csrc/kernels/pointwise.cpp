@@ -86,8 +86,7 @@ float gated(const float* y, const Input& z, int64_t r, int64_t first, int64_t la
 void gate(const float* y, Input z, int64_t rows, int64_t channels, Hadamard hadamard, float* work, Output out) {
   for (int64_t r = 0; r < rows; ++r, y += channels) {
     gated(y, z, r, 0, channels, nullptr, work);
-    if (hadamard.wanted) transform(work, channels, hadamard, 1.0f);
-    emit(work, channels, out, r);
+    hadamard.wanted ? transform(work, channels, hadamard, 1.0f, out, r) : emit(work, channels, out, r);
   }
 }
 
@@ -104,13 +103,13 @@ void gated_rms_norm(const float* y, Input z, int64_t rows, int64_t channels, con
         store(load(work + first + at, lanes) * factor, work + first + at, lanes);
       });
     }
-    if (hadamard.wanted) transform(work, channels, hadamard, one_group ? inverse : 1.0f);
-    emit(work, channels, out, r);
+    hadamard.wanted ? transform(work, channels, hadamard, one_group ? inverse : 1.0f, out, r) : emit(work, channels, out, r);
   }
 }
 
 void hadamard_rows(float* x, int64_t rows, int64_t channels, Hadamard hadamard) {
-  for (int64_t r = 0; r < rows; ++r) transform(x + r * channels, channels, hadamard, 1.0f);
+  const Output out = {nullptr, x, {}, channels};
+  for (int64_t r = 0; r < rows; ++r) transform(x + r * channels, channels, hadamard, 1.0f, out, r);
 }
 
 }  // namespace
