@@ -11,7 +11,7 @@ namespace {
 
 // Rows lie pages apart, and none is found ahead by the processor: while a tile of rows and channels is worked off, the rows
 // behind it are fetched.
-constexpr int64_t kTokens = 32;
+constexpr int64_t kTokens = 16;
 constexpr int64_t kChannels = 256;
 
 // Adds up the taps for tokens [0, tokens) and hands each sum to `finish(t, sum)`. input(t) and tap(k) load vectors.
