@@ -105,6 +105,7 @@ struct HeadChunk {
   const SsdWork& work;
   const Shared& shared;
   int64_t head, start, length, pending;  // start: among the tokens of the call, the pending ones first
+  bool blank;                            // the state before the chunk is zeros
 
   // Whether token t of the chunk is a new one, and which.
   bool is_new(int64_t t) const { return start + t >= pending; }
@@ -204,8 +205,10 @@ struct HeadChunk {
       if (p >= layer.headdim || start + t + rows.number <= pending) return;
       Sums<rows.number, vectors.number> sums;
       sums.clear();
-      sums.add(shared.C + t * layer.d_state, layer.d_state, work.state + p, work.width, layer.d_state);
-      sums.each([&](auto r, auto, F32& sum) SSMQUANT_INLINE { sum = sum * F32::broadcast(from_start[t + r]); });
+      if (!blank) {
+        sums.add(shared.C + t * layer.d_state, layer.d_state, work.state + p, work.width, layer.d_state);
+        sums.each([&](auto r, auto, F32& sum) SSMQUANT_INLINE { sum = sum * F32::broadcast(from_start[t + r]); });
+      }
       sums.add(work.scores + t * kChunk, kChunk, work.x + p, work.width, t + rows.number);
       const int64_t left = layer.headdim - p;
       sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {
@@ -241,6 +244,15 @@ struct HeadChunk {
   }
 };
 
+// Whether a head's state is zeros, as at the start of a sequence.
+bool is_blank(const SsdLayer& layer, const void* state, int64_t head) {
+  const int64_t bytes = layer.headdim * layer.d_state * element_bytes(layer.state_type);
+  const uint8_t* const first = static_cast<const uint8_t*>(state) + head * bytes;
+  uint8_t any = 0;
+  for (int64_t i = 0; i < bytes; ++i) any |= first[i];
+  return !any;
+}
+
 void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, const float* memory, int64_t first,
              int64_t last, float* work_memory, float* y, int64_t y_stride) {
   const FlushSubnormals flush;
@@ -251,10 +263,11 @@ void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs
     const int64_t group = head / heads_a_group;
     if (layer.state_type == StateType::int8) load_state_scale(layer, head, work);
     load_state(layer, sequence.state, head, work);
+    const bool blank = is_blank(layer, sequence.state, head);
     for (int64_t c = 0; c < chunk_count; ++c) {
       const Shared shared(layer, const_cast<float*>(memory), c * layer.groups + group);
       const HeadChunk chunk = {layer, sequence, inputs,          work,          shared,
-                               head,  tokens.start(c), tokens.length(c), tokens.pending};
+                               head,  tokens.start(c), tokens.length(c), tokens.pending, c == 0 && blank};
       chunk.load_dt();
       chunk.load_x();
       chunk.weigh_scores(y, y_stride);
