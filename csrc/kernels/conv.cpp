@@ -1,5 +1,7 @@
 #include "kernels/conv.hpp"
 
+#include <type_traits>
+
 #include "kernels/table.hpp"
 #include "kernels/values.hpp"
 #include "simd/math.hpp"
@@ -7,8 +9,9 @@
 namespace ssmquant::SSMQUANT_ISA {
 namespace {
 
-// Rows lie pages apart, so a tile of rows and channels is worked off while the next one is on its way.
-constexpr int64_t kTokens = 32;
+// Rows lie pages apart, and none is found ahead by the processor: while a tile of rows and channels is worked off, the rows
+// behind it are fetched.
+constexpr int64_t kTokens = 16;
 constexpr int64_t kChannels = 256;
 
 // Adds up the taps for tokens [0, tokens) and hands each sum to `finish(t, sum)`. input(t) and tap(k) load vectors.
@@ -52,21 +55,28 @@ void convolve(const Conv& conv, const Input& x, int64_t start, int64_t tokens, i
   }
 }
 
-void prefetch(const Input& x, int64_t start, int64_t tokens, int64_t c) {
-  const char* base = x.codes ? reinterpret_cast<const char*>(x.codes + c) : reinterpret_cast<const char*>(x.floats + c);
-  const int64_t size = x.codes ? 1 : sizeof(float), bytes = kChannels * size;
-  for (int64_t t = start; t < start + tokens; ++t) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(base + t * x.stride * size + line);
-  }
+// Fetches channels from c on of rows [first, last), of which a vector of channels has its share: all of them lie in one line.
+template <class Element>
+void fetch(Element* values, int64_t stride, int64_t first, int64_t last, int64_t c, int64_t place) {
+  constexpr int64_t vectors = 64 / (F32::width * sizeof(Element)) > 0 ? 64 / (F32::width * sizeof(Element)) : 1;
+  constexpr bool written = !std::is_const_v<Element>;
+  const int64_t part = place / F32::width % vectors, rows = last - first;
+  const int64_t end = first + rows * (part + 1) / vectors;
+  for (int64_t t = first + rows * part / vectors; t < end; ++t) __builtin_prefetch(values + t * stride + c, written);
 }
 
 void run(const Conv& conv, Input x, int64_t tokens, int64_t first, int64_t last, Output out) {
-  for (int64_t start = 0; start < tokens; start += kTokens) {
-    const int64_t rows = tokens - start < kTokens ? tokens - start : kTokens;
-    for (int64_t c = first; c < last; c += kChannels) {
-      const int64_t channels = last - c < kChannels ? last - c : kChannels;
-      if (channels == kChannels) prefetch(x, start, rows, c + kChannels);
-      each_vector(channels, [&](int64_t place, auto lanes) { convolve(conv, x, start, rows, c + place, lanes, out); });
+  for (int64_t c = first; c < last; c += kChannels) {
+    const int64_t channels = last - c < kChannels ? last - c : kChannels;
+    for (int64_t start = 0; start < tokens; start += kTokens) {
+      const int64_t end = start + kTokens < tokens ? start + kTokens : tokens;
+      const int64_t next = end + kTokens < tokens ? end + kTokens : tokens;
+      each_vector(channels, [&](int64_t place, auto lanes) {
+        const int64_t line = c + place / 64 * 64;
+        x.codes ? fetch(x.codes, x.stride, end, next, line, place) : fetch(x.floats, x.stride, end, next, c + place, place);
+        out.codes ? fetch(out.codes, out.stride, end, next, line, place) : fetch(out.floats, out.stride, end, next, c + place, place);
+        convolve(conv, x, start, end - start, c + place, lanes, out);
+      });
     }
   }
 }

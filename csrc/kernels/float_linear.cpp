@@ -261,14 +261,10 @@ void panels(const FloatLinear& linear, int64_t row, int64_t rows, int64_t first,
       each_block(rows, vectors, [&](int64_t r, auto rows_of, int64_t column, auto vectors_of) {
         Sums<rows_of.number, vectors_of.number> sums;
         float* to = y + r * panel_columns + column;
-        for (int i = 0; i < rows_of.number; ++i) {
-          for (int v = 0; v < vectors_of.number; ++v) sums.v[i][v] = F32::load(to + i * panel_columns + v * F32::width);
-        }
+        sums.each([&](auto i, auto v, F32& sum) SSMQUANT_INLINE { sum = F32::load(to + i * panel_columns + v * F32::width); });
         sums.add(x + r * linear.x_stride + k, linear.x_stride, expanded + column, panel_columns, end - k,
                  add_product);
-        for (int i = 0; i < rows_of.number; ++i) {
-          for (int v = 0; v < vectors_of.number; ++v) sums.v[i][v].store(to + i * panel_columns + v * F32::width);
-        }
+        sums.each([&](auto i, auto v, F32& sum) SSMQUANT_INLINE { sum.store(to + i * panel_columns + v * F32::width); });
       });
     }
     finish(linear, row, rows, panel, y);

@@ -268,27 +268,31 @@ void claim(const Linear& linear, int64_t row, int64_t rows, int64_t column) {
 
 // From sums, or y of int4: * scale, + bias, then codes or floats. Every product and sum is rounded apart, as in the reference.
 void finish(const Linear& linear, int64_t row, int64_t rows, int64_t column, const int32_t* sums, const float* y) {
-  const Output& out = linear.out;
+  // In registers: as far as the compiler knows, codes may be written over anything else.
+  const Output out = linear.out;
+  const bool integer = linear.weight.type != WeightType::int4, biased = linear.bias, add = linear.add;
+  const float* const x_scales = linear.x_scale.values + row * linear.x_scale.step;
+  const int64_t x_step = linear.x_scale.step;
   for (int v = 0; v < vectors; ++v) {
     const int64_t at = column + v * Dot::width;
     const int64_t n = linear.weight.n - at < Dot::width ? linear.weight.n - at : Dot::width;
     if (n <= 0) return;
-    const bool whole = n == Dot::width, integer = linear.weight.type != WeightType::int4;
+    const bool whole = n == Dot::width;
     const int part = static_cast<int>(n);
     const F32 scale = integer ? channels(linear.weight_scale.values, linear.weight_scale.step, at, n) : F32::zero();
-    const F32 bias = linear.bias ? channels(linear.bias, 1, at, n) : F32::zero();
+    const F32 bias = biased ? channels(linear.bias, 1, at, n) : F32::zero();
     const F32 factor = out.codes ? channels(out.reciprocal.values, out.reciprocal.step, at, n) : F32::zero();
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t from = r * panel_columns + v * Dot::width, place = (row + r) * out.stride + at;
-      const F32 x_scale = F32::broadcast(linear.x_scale.values[(row + r) * linear.x_scale.step]);
+    int64_t from = v * Dot::width, place = row * out.stride + at;
+    for (int64_t r = 0; r < rows; ++r, from += panel_columns, place += out.stride) {
+      const F32 x_scale = F32::broadcast(x_scales[r * x_step]);
       F32 value = integer ? Dot::to_float(Dot::load_sum(sums + from)) * (x_scale * scale) : F32::load(y + from) * x_scale;
-      if (linear.bias) value = value + bias;
+      if (biased) value = value + bias;
       if (out.codes) {
         value = value * factor;
         whole ? value.store_codes(out.codes + place) : value.store_first_codes(out.codes + place, part);
       } else {
         float* to = out.floats + place;
-        if (linear.add) value = (whole ? F32::load(to) : F32::load_first(to, part)) + value;
+        if (add) value = (whole ? F32::load(to) : F32::load_first(to, part)) + value;
         whole ? value.store(to) : value.store_first(to, part);
       }
     }
@@ -364,8 +368,9 @@ constexpr GridSweeps grid_sweeps_by_block = grid_sweeps_of<block_codes / Int4Cod
 // Rows [from, from + rows) of a chunk in blocks as equal as can be, at most Dot::rows each: body(from, rows).
 template <class Body>
 void each_block(int64_t rows, const Body& body) {
-  const int64_t count = ceil_div(rows, Dot::rows);
-  for (int64_t i = 0; i < count; ++i) body(rows * i / count, rows * (i + 1) / count - rows * i / count);
+  const int64_t count = ceil_div(rows, Dot::rows), least = rows / count;
+  int64_t larger = rows - count * least;  // blocks with a row more
+  for (int64_t from = 0, size; from < rows; from += size) body(from, size = larger-- > 0 ? least + 1 : least);
 }
 
 // What to fetch while `rows` rows meet `steps` steps, which `bytes` bytes of the weight at `w` are read for. One block of rows

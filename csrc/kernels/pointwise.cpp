@@ -70,13 +70,14 @@ void rms_norm(float* x, int64_t stride, const float* addend, int64_t rows, int64
   }
 }
 
-// row[c] = y[c] * silu(z[r, c]); returns the sum of the squares over channels [first, last).
-float gated(const float* y, const Input& z, int64_t r, int64_t first, int64_t last, float* row) {
+// row[c] = y[c] * silu(z[r, c]) * weight[c] (without one: 1); returns the sum of the squares before the weight, over channels
+// [first, last).
+float gated(const float* y, const Input& z, int64_t r, int64_t first, int64_t last, const float* weight, float* row) {
   F32 squares = F32::zero();
   each_vector(last - first, [&](int64_t at, auto lanes) {
     const int64_t c = first + at;
     const F32 v = load(y + c, lanes) * silu(value(z, r, c, lanes));
-    store(v, row + c, lanes);
+    store(weight ? v * load(weight + c, lanes) : v, row + c, lanes);
     squares = fma(v, v, squares);
   });
   return squares.sum();
@@ -84,30 +85,31 @@ float gated(const float* y, const Input& z, int64_t r, int64_t first, int64_t la
 
 void gate(const float* y, Input z, int64_t rows, int64_t channels, Hadamard hadamard, float* work, Output out) {
   for (int64_t r = 0; r < rows; ++r, y += channels) {
-    gated(y, z, r, 0, channels, work);
-    if (hadamard.wanted) transform(work, channels, hadamard);
-    emit(work, channels, out, r);
+    gated(y, z, r, 0, channels, nullptr, work);
+    hadamard.wanted ? transform(work, channels, hadamard, 1.0f, out, r) : emit(work, channels, out, r);
   }
 }
 
 void gated_rms_norm(const float* y, Input z, int64_t rows, int64_t channels, const float* weight, float eps,
                     int64_t group_size, Hadamard hadamard, float* work, Output out) {
+  const bool one_group = group_size == channels;  // then its factor is the transform's
   for (int64_t r = 0; r < rows; ++r, y += channels) {
+    float inverse = 1.0f;
     for (int64_t first = 0; first < channels; first += group_size) {
-      const float squares = gated(y, z, r, first, first + group_size, work);
-      const F32 inverse = F32::broadcast(inverse_rms(squares, group_size, eps));
+      inverse = inverse_rms(gated(y, z, r, first, first + group_size, weight, work), group_size, eps);
+      if (one_group && hadamard.wanted) break;
+      const F32 factor = F32::broadcast(inverse);
       each_vector(group_size, [&](int64_t at, auto lanes) {
-        const int64_t c = first + at;
-        store(load(work + c, lanes) * inverse * load(weight + c, lanes), work + c, lanes);
+        store(load(work + first + at, lanes) * factor, work + first + at, lanes);
       });
     }
-    if (hadamard.wanted) transform(work, channels, hadamard);
-    emit(work, channels, out, r);
+    hadamard.wanted ? transform(work, channels, hadamard, one_group ? inverse : 1.0f, out, r) : emit(work, channels, out, r);
   }
 }
 
 void hadamard_rows(float* x, int64_t rows, int64_t channels, Hadamard hadamard) {
-  for (int64_t r = 0; r < rows; ++r) transform(x + r * channels, channels, hadamard);
+  const Output out = {nullptr, x, {}, channels};
+  for (int64_t r = 0; r < rows; ++r) transform(x + r * channels, channels, hadamard, 1.0f, out, r);
 }
 
 }  // namespace

@@ -91,11 +91,8 @@ void prepare(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs
       Sums<rows.number, vectors.number> sums;
       sums.clear();
       sums.add(shared.C + t * N, N, shared.B + s, kChunk, N);
-      for (int r = 0; r < rows.number; ++r) {
-        for (int i = 0; i < vectors.number; ++i) {
-          sums.v[r][i].store(shared.scores + (t + r) * kChunk + s + i * F32::width);
-        }
-      }
+      float* to = shared.scores + t * kChunk + s;
+      sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE { sum.store(to + r * kChunk + i * F32::width); });
     });
   }
 }
@@ -108,56 +105,92 @@ struct HeadChunk {
   const SsdWork& work;
   const Shared& shared;
   int64_t head, start, length, pending;  // start: among the tokens of the call, the pending ones first
+  bool blank;                            // the state before the chunk is zeros
 
-  // dt, decay exponents and x of the tokens.
-  void load() const {
-    const int64_t P = layer.headdim, first = head * P;
+  // Whether token t of the chunk is a new one, and which.
+  bool is_new(int64_t t) const { return start + t >= pending; }
+  int64_t token(int64_t t) const { return start + t - pending; }
+
+  Decay decay(int64_t t) const { return {work.high[t], work.low[t]}; }
+
+  // dt and decay exponents of the tokens.
+  void load_dt() const {
     float* dt = work.dt;
     for (int64_t t = 0; t < length; ++t) {
-      const int64_t token = start + t - pending;
-      if (token < 0) continue;
-      const int64_t at = token * inputs.dt.stride + head;
+      if (!is_new(t)) continue;
+      const int64_t at = token(t) * inputs.dt.stride + head;
       dt[t] = inputs.dt.codes
                   ? static_cast<float>(inputs.dt.codes[at]) * inputs.dt.scale.values[inputs.dt.scale.step * head]
                   : inputs.dt.floats[at];
     }
     each_vector(length, [&](int64_t t, auto lanes) {
-      const F32 raw = ssmquant::SSMQUANT_ISA::load(dt + t, lanes) + F32::broadcast(layer.dt_bias[head]);
+      const F32 raw = load(dt + t, lanes) + F32::broadcast(layer.dt_bias[head]);
       store(limited_dt(layer, raw), dt + t, lanes);
     });
     double sum = 0.0;
     for (int64_t t = 0; t < length; ++t) {
-      if (start + t < pending) dt[t] = sequence.dt[head * layer.interval + start + t];
+      if (!is_new(t)) dt[t] = sequence.dt[head * layer.interval + start + t];
       sum += static_cast<double>(dt[t] * layer.A[head]);
       const Decay decay = Decay::of(sum);
       work.high[t] = decay.high;
       work.low[t] = decay.low;
     }
-    const Input old = pending_rows(inputs.x, sequence.x, head, layer.interval, P, first);
+  }
+
+  void load_x() const {
+    const int64_t P = layer.headdim;
+    const Input old = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
     for (int64_t t = 0; t < length; ++t) {
-      const int64_t token = start + t - pending;
-      float* row = work.x + t * work.width;
-      each_vector(P, [&](int64_t p, auto lanes) {
-        store(token < 0 ? value(old, start + t, p, lanes) : value(inputs.x, token, first + p, lanes), row + p, lanes);
-      });
-      for (int64_t p = P; p < work.width; ++p) row[p] = 0.0f;
+      is_new(t) ? load_row(inputs.x, token(t), head * P, t) : load_row(old, start + t, 0, t);
     }
   }
 
-  Decay decay(int64_t t) const { return {work.high[t], work.low[t]}; }
+  // Row t of work.x: channels of a row of x, dequantised.
+  void load_row(const Input& x, int64_t row, int64_t first, int64_t t) const {
+    float* const to = work.x + t * work.width;
+    each_vector(layer.headdim, [&](int64_t p, auto lanes) { store(value(x, row, first + p, lanes), to + p, lanes); });
+    for (int64_t p = layer.headdim; p < work.width; ++p) to[p] = 0.0f;
+  }
 
-  // work.scores[t, s] = (C_t . B_s) exp(c_t - c_s) dt_s for s <= t, and D on the diagonal.
-  void weigh_scores() const {
+  // Fetches what lies far apart in memory: the place of y of token t, and x of the one a chunk behind it.
+  void fetch(int64_t t, const float* y, int64_t y_stride) const {
+    if (!is_new(t)) return;
+    const int64_t P = layer.headdim, line = 64, size = inputs.x.codes ? 1 : sizeof(float);
+    const float* row = y + token(t) * y_stride + head * P;
+    for (int64_t p = 0; p < P; p += line / sizeof(float)) __builtin_prefetch(row + p, 1);
+    if (token(t) + kChunk >= inputs.tokens) return;
+    const int64_t next = (token(t) + kChunk) * inputs.x.stride + head * P;
+    const char* x = inputs.x.codes ? reinterpret_cast<const char*>(inputs.x.codes + next)
+                                   : reinterpret_cast<const char*>(inputs.x.floats + next);
+    for (int64_t at = 0; at < P * size; at += line) __builtin_prefetch(x + at);
+  }
+
+  // work.scores[t, s] = (C_t . B_s) exp(c_t - c_s) dt_s for s <= t, and D on the diagonal. Fetches for `outputs` by the way.
+  void weigh_scores(const float* y, int64_t y_stride) const {
     const F32 factor = F32::broadcast(shared.factor[0] * shared.factor[1]);
-    for (int64_t t = 0; t < length; ++t) {
-      const Decay to = decay(t);
-      float* row = work.scores + t * kChunk;
-      for (int64_t s = 0; s <= t; s += F32::width) {
-        const F32 between = decay_between(to, F32::load(work.high + s), F32::load(work.low + s));
-        (F32::load(shared.scores + t * kChunk + s) * factor * between * F32::load(work.dt + s)).store(row + s);
+    float to_edge[kChunk], from_edge[F32::width];
+    // A vector of tokens has one exponent for each token before it, to its edge, and one for each of its own from there.
+    for (int64_t edge = 0; edge < length; edge += F32::width) {
+      const Decay at_edge = edge ? decay(edge - 1) : Decay{0.0f, 0.0f};
+      for (int64_t s = 0; s < edge; s += F32::width) {
+        const F32 between = decay_between(at_edge, F32::load(work.high + s), F32::load(work.low + s));
+        (factor * between * F32::load(work.dt + s)).store(to_edge + s);
       }
-      row[t] += layer.D[head];
-      for (int s = 0; s < kRows; s += F32::width) F32::zero().store(row + t + 1 + s);  // as far as a block reaches
+      const F32 since = F32::load(work.high + edge) - F32::broadcast(at_edge.high);
+      exp(min(since + (F32::load(work.low + edge) - F32::broadcast(at_edge.low)), F32::zero())).store(from_edge);
+      for (int64_t t = edge; t < edge + F32::width && t < length; ++t) {
+        fetch(t, y, y_stride);
+        const float* products = shared.scores + t * kChunk;
+        float* row = work.scores + t * kChunk;
+        const F32 since_edge = F32::broadcast(from_edge[t - edge]);
+        for (int64_t s = 0; s < edge; s += F32::width) {
+          (F32::load(products + s) * (F32::load(to_edge + s) * since_edge)).store(row + s);
+        }
+        const F32 between = decay_between(decay(t), F32::load(work.high + edge), F32::load(work.low + edge));
+        (F32::load(products + edge) * factor * between * F32::load(work.dt + edge)).store(row + edge);
+        row[t] += layer.D[head];
+        for (int s = 0; s < kRows; s += F32::width) F32::zero().store(row + t + 1 + s);  // as far as a block reaches
+      }
     }
   }
 
@@ -172,53 +205,53 @@ struct HeadChunk {
       if (p >= layer.headdim || start + t + rows.number <= pending) return;
       Sums<rows.number, vectors.number> sums;
       sums.clear();
-      sums.add(shared.C + t * layer.d_state, layer.d_state, work.state + p, work.width, layer.d_state);
-      for (int r = 0; r < rows.number; ++r) {
-        const F32 share = F32::broadcast(from_start[t + r]);
-        for (int i = 0; i < vectors.number; ++i) sums.v[r][i] = sums.v[r][i] * share;
+      if (!blank) {
+        sums.add(shared.C + t * layer.d_state, layer.d_state, work.state + p, work.width, layer.d_state);
+        sums.each([&](auto r, auto, F32& sum) SSMQUANT_INLINE { sum = sum * F32::broadcast(from_start[t + r]); });
       }
       sums.add(work.scores + t * kChunk, kChunk, work.x + p, work.width, t + rows.number);
-      for (int r = 0; r < rows.number; ++r) {
-        const int64_t token = start + t + r - pending;
-        if (token < 0) continue;
-        float* row = y + token * y_stride + head * layer.headdim;
-        for (int i = 0; i < vectors.number; ++i) {
-          const int64_t at = p + i * F32::width, left = layer.headdim - at;
-          if (left >= F32::width) {
-            sums.v[r][i].store(row + at);
-          } else if (left > 0) {
-            sums.v[r][i].store_first(row + at, static_cast<int>(left));
-          }
-        }
-      }
+      const int64_t left = layer.headdim - p;
+      sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {
+        const int64_t here = left - i * F32::width;
+        if (!is_new(t + r) || here <= 0) return;
+        float* at = y + token(t + r) * y_stride + head * layer.headdim + p + i * F32::width;
+        here >= F32::width ? sum.store(at) : sum.store_first(at, static_cast<int>(here));
+      });
     });
   }
 
   // Keeps the chunk's new tokens from position `rounded` on.
   void keep(int64_t rounded) const {
     for (int64_t t = larger(larger(rounded, pending) - start, 0); t < length; ++t) {
-      keep_token(layer, sequence, inputs.x, start + t - pending, head, start + t - rounded, work.dt[t]);
+      keep_token(layer, sequence, inputs.x, token(t), head, start + t - rounded, work.dt[t]);
     }
   }
 
-  // The state after the chunk.
-  void update() const {
+  // The state after the chunk; rounded, as it will be read again. x becomes what the state takes of it.
+  void update(bool rounded) const {
     const Decay end = decay(length - 1);
-    float share[kChunk];
     const F32 factor = F32::broadcast(shared.factor[0]);
     for (int64_t t = 0; t < length; t += F32::width) {
       const F32 to_end = decay_between(end, F32::load(work.high + t), F32::load(work.low + t));
-      (to_end * F32::load(work.dt + t) * factor).store(share + t);
+      (to_end * F32::load(work.dt + t) * factor).store(work.share + t);
     }
     for (int64_t t = 0; t < length; ++t) {
-      const F32 of_token = F32::broadcast(share[t]);
-      for (int64_t p = 0; p < work.width; p += F32::width) {
-        (F32::load(work.x + t * work.width + p) * of_token).store(work.weighted + t * work.width + p);
-      }
+      const F32 share = F32::broadcast(work.share[t]);
+      float* const row = work.x + t * work.width;
+      for (int64_t p = 0; p < work.width; p += F32::width) (F32::load(row + p) * share).store(row + p);
     }
-    update_state(layer, work, exp(end.high), shared.B, kChunk, length);
+    update_state(layer, work, exp(end.high), shared.B, kChunk, length, rounded);
   }
 };
+
+// Whether a head's state is zeros, as at the start of a sequence.
+bool is_blank(const SsdLayer& layer, const void* state, int64_t head) {
+  const int64_t bytes = layer.headdim * layer.d_state * element_bytes(layer.state_type);
+  const uint8_t* const first = static_cast<const uint8_t*>(state) + head * bytes;
+  uint8_t any = 0;
+  for (int64_t i = 0; i < bytes; ++i) any |= first[i];
+  return !any;
+}
 
 void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, const float* memory, int64_t first,
              int64_t last, float* work_memory, float* y, int64_t y_stride) {
@@ -230,19 +263,20 @@ void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs
     const int64_t group = head / heads_a_group;
     if (layer.state_type == StateType::int8) load_state_scale(layer, head, work);
     load_state(layer, sequence.state, head, work);
+    const bool blank = is_blank(layer, sequence.state, head);
     for (int64_t c = 0; c < chunk_count; ++c) {
       const Shared shared(layer, const_cast<float*>(memory), c * layer.groups + group);
       const HeadChunk chunk = {layer, sequence, inputs,          work,          shared,
-                               head,  tokens.start(c), tokens.length(c), tokens.pending};
-      chunk.load();
-      chunk.weigh_scores();
+                               head,  tokens.start(c), tokens.length(c), tokens.pending, c == 0 && blank};
+      chunk.load_dt();
+      chunk.load_x();
+      chunk.weigh_scores(y, y_stride);
       chunk.outputs(y, y_stride);
       const int64_t end = chunk.start + chunk.length;
       if (end > tokens.rounded) chunk.keep(tokens.rounded);
       const bool more = c + 1 < chunk_count;
-      if (more || end == tokens.rounded) chunk.update();
+      if (more || end == tokens.rounded) chunk.update(more && layer.interval && end % layer.interval == 0);
       if (end == tokens.rounded) store_state(layer, work, head, sequence.next);
-      if (more && layer.interval && end % layer.interval == 0) round_state(layer, work);
     }
     if (layer.interval && head % heads_a_group == 0) {
       for (int64_t i = larger(tokens.rounded, tokens.pending); i < tokens.all; ++i) {

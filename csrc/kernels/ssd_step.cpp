@@ -229,14 +229,11 @@ struct Step {
       each_block(end - p, (N + F32::width - 1) / F32::width, [&](int64_t r0, auto rows, int64_t n0, auto vectors) {
         Sums<rows.number, vectors.number> sums;
         // body(place in the state, column, sum) for the vectors of the block.
-        const auto each = [&](const auto& body) {
-          for (int r = 0; r < rows.number; ++r) {
-            for (int i = 0; i < vectors.number; ++i) {
-              const int64_t n = n0 + i * F32::width, at = start + (p + r0 + r) * N + n;
-              N - n >= F32::width ? body(at, n, sums.v[r][i], All{})
-                                  : body(at, n, sums.v[r][i], First{static_cast<int>(N - n)});
-            }
-          }
+        const auto each = [&](const auto& body) SSMQUANT_INLINE {
+          sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {
+            const int64_t n = n0 + i * F32::width, at = start + (p + r0 + r) * N + n;
+            N - n >= F32::width ? body(at, n, sum, All{}) : body(at, n, sum, First{static_cast<int>(N - n)});
+          });
         };
         each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
           const F32 x = read_state(layer.state_type, sequence.state, at, lanes);

@@ -63,31 +63,26 @@ void store_state(const SsdLayer& layer, const SsdWork& work, int64_t head, void*
   }
 }
 
-void round_state(const SsdLayer& layer, const SsdWork& work) {
-  const bool scaled = layer.state_type == StateType::int8;
-  for (int64_t n = 0; n < layer.d_state; ++n) {
-    const int64_t row = n * work.width;
-    each_vector(layer.headdim, [&](int64_t p, auto lanes) {
-      const F32 x = load(work.state + row + p, lanes);
-      const F32 kept = scaled ? round_clamp(x * load(work.reciprocal + row + p, lanes)) * load(work.scale + row + p, lanes)
-                              : round_f16(x);
-      store(kept, work.state + row + p, lanes);
-    });
-  }
-}
-
-void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k) {
+void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k,
+                  bool rounded) {
   const F32 kept = F32::broadcast(decay);
+  const bool scaled = layer.state_type == StateType::int8;
   each_block(layer.d_state, work.width / F32::width, [&](int64_t n, auto rows, int64_t p, auto vectors) {
     Sums<rows.number, vectors.number> sums;
-    float* state = work.state + n * work.width + p;
-    for (int r = 0; r < rows.number; ++r) {
-      for (int i = 0; i < vectors.number; ++i) sums.v[r][i] = F32::load(state + r * work.width + i * F32::width) * kept;
+    const int64_t width = work.width, first = n * width + p;
+    float* state = work.state + first;
+    sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE { sum = F32::load(state + r * width + i * F32::width) * kept; });
+    sums.add(B + n * B_stride, B_stride, work.x + p, width, k);
+    if (rounded && scaled) {
+      const float *reciprocal = work.reciprocal + first, *scale = work.scale + first;
+      sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {
+        const int64_t at = r * width + i * F32::width;
+        sum = round_clamp(sum * F32::load(reciprocal + at)) * F32::load(scale + at);
+      });
+    } else if (rounded) {
+      sums.each([](auto, auto, F32& sum) SSMQUANT_INLINE { sum = round_f16(sum); });
     }
-    sums.add(B + n * B_stride, B_stride, work.weighted + p, work.width, k);
-    for (int r = 0; r < rows.number; ++r) {
-      for (int i = 0; i < vectors.number; ++i) sums.v[r][i].store(state + r * work.width + i * F32::width);
-    }
+    sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE { sum.store(state + r * width + i * F32::width); });
   });
 }
 

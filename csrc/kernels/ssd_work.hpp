@@ -117,10 +117,10 @@ void load_state_scale(const SsdLayer& layer, int64_t head, const SsdWork& work);
 void load_state(const SsdLayer& layer, const void* state, int64_t head, const SsdWork& work);
 // Writes work.state as it is kept.
 void store_state(const SsdLayer& layer, const SsdWork& work, int64_t head, void* state);
-// work.state becomes what reading it would find after writing it.
-void round_state(const SsdLayer& layer, const SsdWork& work);
-// work.state = work.state * decay + sum over k of B[:, k] * weighted[k, :]; B [d_state, k], rows B_stride apart.
-void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k);
+// work.state = work.state * decay + sum over k of B[:, k] * x[k, :]; B [d_state, k], rows B_stride apart. `rounded`: as
+// reading it would find it after writing it.
+void update_state(const SsdLayer& layer, const SsdWork& work, float decay, const float* B, int64_t B_stride, int64_t k,
+                  bool rounded);
 
 // Channels [first, first + count) of a row as floats, without the scale if they share one; returns that scale, else 1.
 float load_shared_scale(const Input& input, int64_t row, int64_t first, int64_t count, float* to);

@@ -5,7 +5,7 @@
 
 namespace ssmquant::SSMQUANT_ISA {
 
-// Transforms `channels` floats in place; orthonormal.
-void transform(float* row, int64_t channels, const Hadamard& hadamard);
+// Writes `scale` times the transform (orthonormal) of `channels` floats as row r of `out`. It works in `row`, which `out` may be.
+void transform(float* row, int64_t channels, const Hadamard& hadamard, float scale, const Output& out, int64_t r);
 
 }  // namespace ssmquant::SSMQUANT_ISA

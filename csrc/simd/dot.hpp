@@ -1,4 +1,4 @@
-// `Dot`, sums of products of int8 codes in vector registers, and loops that are unrolled for certain.
+// `Dot`, sums of products of int8 codes in vector registers.
 //
 // One product takes four neighbours along K of a row of x and of each of `Dot::width` columns of the weight, whose bytes lie
 // column after column. What each version defines:
@@ -33,9 +33,7 @@
 //   fours(x) -> Sum             sums of four neighbours each, of 4 * width codes
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
+#include "simd/repeat.hpp"
 #include "simd/simd.hpp"
 
 #if defined(__AVX512VNNI__)
@@ -48,21 +46,8 @@
 #include "simd/generic_dot.hpp"
 #endif
 
-#define SSMQUANT_INLINE __attribute__((always_inline))
-
 namespace ssmquant::SSMQUANT_ISA {
 
 static_assert(Dot::width == F32::width, "a Sum becomes an F32");
-
-template <class Body, int... I>
-SSMQUANT_INLINE inline void repeat(std::integer_sequence<int, I...>, const Body& body) {
-  (body(std::integral_constant<int, I>{}), ...);
-}
-
-// body(0) ... body(n - 1) with constants of the compiler's: only so does an array of registers stay in registers.
-template <int n, class Body>
-SSMQUANT_INLINE inline void repeat(const Body& body) {
-  repeat(std::make_integer_sequence<int, n>{}, body);
-}
 
 }  // namespace ssmquant::SSMQUANT_ISA
