@@ -1,4 +1,3 @@
-#include "kernels/product.hpp"
 #include "kernels/ssd_work.hpp"
 #include "simd/dot.hpp"
 #include "simd/subnormals.hpp"
@@ -65,7 +64,6 @@ struct Step {
   const SsdWork& work;
   float* y;
   int64_t pending = sequence.count;
-  bool full = pending + 1 == layer.interval;  // whether this token completes an interval
 
   // dt of heads [first, last) to work.heads.
   void load_dt(int64_t first, int64_t last) const {
@@ -190,66 +188,6 @@ struct Step {
       store(fma(decay, load(carried + p, lanes), sum), y + start + p, lanes);
     });
   }
-
-  // B of the whole interval to work.B [interval, d_state]; returns the factor that is left out.
-  float load_interval_B(int64_t group) const {
-    const int64_t N = layer.d_state;
-    const Input kept = pending_rows(inputs.B, sequence.B, group, layer.interval, N, group * N);
-    for (int64_t i = 0; i < pending; ++i) load_shared_scale(kept, i, 0, N, work.B + i * N);
-    return load_shared_scale(inputs.B, 0, group * N, N, work.B + pending * N);
-  }
-
-  // The next state, after the interval's last token.
-  void round(int64_t head, float B_factor) const {
-    const int64_t P = layer.headdim, N = layer.d_state, row = head * layer.interval, start = head * P * N;
-    const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
-    const Decay now = {high[pending], low[pending]};
-    const Input kept = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
-    each_vector(layer.interval, [&](int64_t i, auto lanes) {
-      const F32 between = decay_between(now, load(high + i, lanes), load(low + i, lanes));
-      store(between * load(dt + i, lanes) * F32::broadcast(B_factor), work.share + i, lanes);
-    });
-    // x times what the state takes of it: [headdim, tokens].
-    transposed(
-        layer.interval, P, [&](int64_t i, int64_t p, auto lanes) { return value(kept, i, p, lanes); },
-        [&](int64_t i, int64_t p, F32 x) { (x * F32::load(work.share + i)).store(work.weighted + p * work.tokens + i); });
-    const F32 decay = F32::broadcast(exp(now.high));
-    const bool scaled = layer.state_type == StateType::int8;
-    for (int64_t p = 0; p < P;) {  // runs of rows that share scales
-      int64_t end = scaled ? p + 1 : P;
-      const float* scale = scaled ? scale_row(layer, head, p) : nullptr;
-      while (end < P && scale_row(layer, head, end) == scale) ++end;
-      if (scaled) {
-        each_vector(N, [&](int64_t n, auto lanes) {
-          const F32 step = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
-          store(step, work.scale + n, lanes);
-          store(F32::broadcast(1.0f) / step, work.reciprocal + n, lanes);
-        });
-      }
-      each_block(end - p, (N + F32::width - 1) / F32::width, [&](int64_t r0, auto rows, int64_t n0, auto vectors) {
-        Sums<rows.number, vectors.number> sums;
-        // body(place in the state, column, sum) for the vectors of the block.
-        const auto each = [&](const auto& body) {
-          for (int r = 0; r < rows.number; ++r) {
-            for (int i = 0; i < vectors.number; ++i) {
-              const int64_t n = n0 + i * F32::width, at = start + (p + r0 + r) * N + n;
-              N - n >= F32::width ? body(at, n, sums.v[r][i], All{})
-                                  : body(at, n, sums.v[r][i], First{static_cast<int>(N - n)});
-            }
-          }
-        };
-        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
-          const F32 x = read_state(layer.state_type, sequence.state, at, lanes);
-          sum = (scaled ? x * load(work.scale + n, lanes) : x) * decay;
-        });
-        sums.add(work.weighted + (p + r0) * work.tokens, work.tokens, work.B + n0, N, layer.interval);
-        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
-          write_state(layer.state_type, scaled ? sum * load(work.reciprocal + n, lanes) : sum, sequence.next, at, lanes);
-        });
-      });
-      p = end;
-    }
-  }
 };
 
 }  // namespace
@@ -270,11 +208,8 @@ void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInput
       continue;
     }
     if (head % heads_a_group == 0) keep_B(layer, sequence, inputs.B, 0, group, step.pending);
-    const float C_factor = step.load_products(group), B_factor = step.full ? step.load_interval_B(group) : 1.0f;
-    for (; head < end; ++head) {
-      step.read(head, C_factor);
-      if (step.full) step.round(head, B_factor);
-    }
+    const float C_factor = step.load_products(group);
+    for (; head < end; ++head) step.read(head, C_factor);
   }
 }
 
