@@ -118,14 +118,16 @@ void Layer::convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) cons
   });
 }
 
-Rows Layer::enter_window(const Block& block, const Span& span, int64_t offset) const {
+Rows Layer::enter_window(const Block& block, const Span& span, int64_t offset, int64_t first, int64_t last) const {
   const Rows input = projected(block).from(span.row, offset);
-  const int64_t row_bytes = input.bytes(conv_.channels), history = (conv_.taps - 1) * row_bytes;
-  const uint8_t* before = span.before->moment->window.data() + memory_.window;
-  uint8_t* after = span.after->moment->window.data() + memory_.window;
-  std::memmove(after, before + row_bytes, static_cast<size_t>(history));  // a later piece of a prefill is in place
-  std::memcpy(after + history, input.data, static_cast<size_t>(row_bytes));
-  return {after + history, input.codes, conv_.channels};
+  const Rows before{span.before->moment->window.data() + memory_.window, input.codes, conv_.channels};
+  const Rows after{span.after->moment->window.data() + memory_.window, input.codes, conv_.channels};
+  const size_t bytes = static_cast<size_t>(input.bytes(last - first));
+  for (int64_t row = 0; row + 1 < conv_.taps; ++row) {  // a later piece of a prefill is in place
+    std::memcpy(after.from(row, first).data, before.from(row + 1, first).data, bytes);
+  }
+  std::memcpy(after.from(conv_.taps - 1, first).data, input.from(0, first).data, bytes);
+  return after.from(conv_.taps - 1);
 }
 
 namespace {

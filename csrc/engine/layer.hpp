@@ -138,8 +138,8 @@ class Layer {
 
   // The convolution of all pieces, whose inputs begin at column `offset` of block.projected.
   void convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) const;
-  // Puts the input of a step behind the newest inputs before it, and returns where it is.
-  Rows enter_window(const Block& block, const Span& span, int64_t offset) const;
+  // Puts the input of a step behind the newest inputs before it, channels [first, last), and returns where all of it is.
+  Rows enter_window(const Block& block, const Span& span, int64_t offset, int64_t first, int64_t last) const;
 
   // Keeps dt, rows `stride` bytes apart, of the tokens that are pending after a span: the scan keeps what it makes of it, a
   // saved state needs itself.

@@ -82,7 +82,7 @@ void Mamba1Layer::convolve_steps(ThreadPool& pool, Block& block) const {
   pool.run((rows + rows_at_once - 1) / rows_at_once, [&](int64_t task) {
     for (int64_t row = task * rows_at_once; row < rows && row < (task + 1) * rows_at_once; ++row) {
       const Span& span = block.steps[static_cast<size_t>(row)];
-      conv_.run(enter_window(block, span, 0), 1, 0, conv_.channels, convolved(block).from(span.row));
+      conv_.run(enter_window(block, span, 0, 0, conv_.channels), 1, 0, conv_.channels, convolved(block).from(span.row));
     }
   });
 }

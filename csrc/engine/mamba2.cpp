@@ -74,7 +74,7 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
       const Span& span = block.steps[static_cast<size_t>(row)];
       carry_groups(span);
       keep_dt(span, projected.from(span.row, inner + channels).data, projected.bytes(projected.stride));
-      conv_.run(enter_window(block, span, inner), 1, inner, channels, convolved.from(span.row));
+      conv_.run(enter_window(block, span, inner, inner, channels), 1, inner, channels, convolved.from(span.row));
     }
   });
   const int64_t parts = (cuts(pool, c_.heads * rows) + rows - 1) / rows;  // of each row
@@ -83,8 +83,8 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
   pool.run(rows * parts, [&](int64_t task) {
     const Span& span = block.steps[static_cast<size_t>(task / parts)];
     const int64_t first = bound(c_.heads, task % parts, parts), last = bound(c_.heads, task % parts + 1, parts);
-    const Rows window{span.after->moment->window.data() + memory_.window, conv_.takes_codes, channels};
-    conv_.run(window.from(conv_.taps - 1), 1, first * c_.headdim, last * c_.headdim, convolved.from(span.row));
+    const int64_t start = first * c_.headdim, end = last * c_.headdim;
+    conv_.run(enter_window(block, span, inner, start, end), 1, start, end, convolved.from(span.row));
     if (c_.interval) carry_state(span, first, last, 0, memory_.state.bytes);  // else the step writes all of it
     carry_heads(span, first, last);
     kernels().ssd.step(ssd_, sequence(span), inputs(block, span), first, last, work + task * work_floats,
