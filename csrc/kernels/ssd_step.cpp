@@ -14,8 +14,7 @@ void fetch(const void* memory, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + at, 0, locality);
 }
 
-// Called where so many bytes are about to be read. Fetches what lies behind them, and, bit by bit, memory that is wanted soon:
-// all at once, it would keep the other reads waiting.
+// Called where so many bytes are about to be read. Fetches what lies behind them, and, bit by bit, memory that is wanted soon.
 class Fetching {
  public:
   // `bytes` from `soon` on, while `read` bytes are read, `at_once` at a time.
