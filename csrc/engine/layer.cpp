@@ -70,7 +70,7 @@ void Layer::restore(ThreadPool& pool, const SequenceState& state, const uint8_t*
                     const uint8_t* dt) const {
   const int64_t count = memory_.interval ? state.tokens % memory_.interval : 0;
   if (!count) return;
-  const Span span{&state, &state, state.epoch.get(), state.tokens - count, 0, count};
+  const Span span{&state, &state, state.moment->epoch.get(), state.tokens - count, 0, count};
   keep_dt(span, dt, memory_.pending[LayerLayout::dt_inputs].bytes);
   rescan(pool, span, x, B, dt);
 }
@@ -94,12 +94,12 @@ void Layer::convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) cons
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const Span& span = block.pieces[static_cast<size_t>(piece)];
     const Rows x = inputs.from(span.row), start = starts.from(piece * 2 * history);
-    const uint8_t* before = span.before->window->data() + memory_.window;
+    const uint8_t* before = span.before->moment->window.data() + memory_.window;
     std::memcpy(start.data, before + row_bytes, static_cast<size_t>(history * row_bytes));
     for (int64_t t = 0; t < history && t < span.tokens; ++t) {
       std::memcpy(start.from(history + t).data, x.from(t).data, static_cast<size_t>(row_bytes));
     }
-    uint8_t* after = span.after->window->data() + memory_.window;
+    uint8_t* after = span.after->moment->window.data() + memory_.window;
     for (int64_t row = 0; row < conv_.taps; ++row) {
       const int64_t token = span.tokens - conv_.taps + row;
       const Rows newest = token >= 0 ? x.from(token) : start.from(history + token);
@@ -118,14 +118,16 @@ void Layer::convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) cons
   });
 }
 
-Rows Layer::enter_window(const Block& block, const Span& span, int64_t offset) const {
+Rows Layer::enter_window(const Block& block, const Span& span, int64_t offset, int64_t first, int64_t last) const {
   const Rows input = projected(block).from(span.row, offset);
-  const int64_t row_bytes = input.bytes(conv_.channels), history = (conv_.taps - 1) * row_bytes;
-  const uint8_t* before = span.before->window->data() + memory_.window;
-  uint8_t* after = span.after->window->data() + memory_.window;
-  std::memmove(after, before + row_bytes, static_cast<size_t>(history));  // a later piece of a prefill is in place
-  std::memcpy(after + history, input.data, static_cast<size_t>(row_bytes));
-  return {after + history, input.codes, conv_.channels};
+  const Rows before{span.before->moment->window.data() + memory_.window, input.codes, conv_.channels};
+  const Rows after{span.after->moment->window.data() + memory_.window, input.codes, conv_.channels};
+  const size_t bytes = static_cast<size_t>(input.bytes(last - first));
+  for (int64_t row = 0; row + 1 < conv_.taps; ++row) {  // a later piece of a prefill is in place
+    std::memcpy(after.from(row, first).data, before.from(row + 1, first).data, bytes);
+  }
+  std::memcpy(after.from(conv_.taps - 1, first).data, input.from(0, first).data, bytes);
+  return after.from(conv_.taps - 1);
 }
 
 namespace {
@@ -143,14 +145,14 @@ void copy_parts(const Array& array, const uint8_t* from, uint8_t* to, int64_t fi
 }  // namespace
 
 void Layer::carry_state(const Span& span, int64_t first, int64_t last, int64_t begin, int64_t end) const {
-  if (span.before->epoch == span.after->epoch || rounds(span)) return;  // a rounding writes all of it
+  if (state_before(span) == state_after(span)) return;
   copy_parts(memory_.state, state_before(span), state_after(span), first, last, begin, end);
 }
 
 void Layer::carry_pending(const Span& span, size_t array, int64_t first, int64_t last, int64_t begin, int64_t end) const {
-  if (span.before->epoch.get() == span.pending) return;
+  if (span.before->moment->epoch.get() == span.pending) return;
   const Array& tokens = memory_.pending[array];
-  copy_parts(tokens, span.before->epoch->data.data() + tokens.offset, pending_of(span, array), first, last, begin, end);
+  copy_parts(tokens, span.before->moment->epoch->data.data() + tokens.offset, pending_of(span, array), first, last, begin, end);
 }
 
 }  // namespace ssmquant

@@ -109,6 +109,11 @@ class Layer {
   // Fills the pending tokens of a state from what the scan read, rows of x, B and dt.
   void restore(ThreadPool& pool, const SequenceState& state, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const;
 
+  // Makes the rounding that is due after a state's tokens, from its epoch to another, which may be the same. Layers that round
+  // as they scan have none. work: round_floats.
+  virtual void round(ThreadPool&, const SequenceState&, Epoch&, float*) const {}
+  virtual int64_t round_floats(const ThreadPool&) const { return 0; }
+
   virtual Widths widths() const;
   virtual int64_t bytes() const;
 
@@ -133,8 +138,8 @@ class Layer {
 
   // The convolution of all pieces, whose inputs begin at column `offset` of block.projected.
   void convolve_pieces(ThreadPool& pool, Block& block, int64_t offset) const;
-  // Puts the input of a step behind the newest inputs before it, and returns where it is.
-  Rows enter_window(const Block& block, const Span& span, int64_t offset) const;
+  // Puts the input of a step behind the newest inputs before it, channels [first, last), and returns where all of it is.
+  Rows enter_window(const Block& block, const Span& span, int64_t offset, int64_t first, int64_t last) const;
 
   // Keeps dt, rows `stride` bytes apart, of the tokens that are pending after a span: the scan keeps what it makes of it, a
   // saved state needs itself.
@@ -144,8 +149,8 @@ class Layer {
   // Whether a span's end is behind a rounding of the state.
   bool rounds(const Span& span) const { return pending(span) + span.tokens >= memory_.interval; }
 
-  const uint8_t* state_before(const Span& span) const { return span.before->epoch->data.data() + memory_.state.offset; }
-  uint8_t* state_after(const Span& span) const { return span.after->epoch->data.data() + memory_.state.offset; }
+  const uint8_t* state_before(const Span& span) const { return span.before->moment->epoch->data.data() + memory_.state.offset; }
+  uint8_t* state_after(const Span& span) const { return span.after->moment->epoch->data.data() + memory_.state.offset; }
   uint8_t* pending_of(const Span& span, size_t array) const {
     return span.pending->data.data() + memory_.pending[array].offset;
   }

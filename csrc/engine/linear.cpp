@@ -8,6 +8,13 @@ namespace {
 
 constexpr int64_t kPanelsPerTask = 16;
 
+// Gives the pages of an array that has been packed back.
+template <class T>
+void give_back(const T* values, int64_t count, bool consume) {
+  const uint8_t* const first = reinterpret_cast<const uint8_t*>(values);
+  if (consume) ssmquant::give_back(first, first + count * static_cast<int64_t>(sizeof(T)));
+}
+
 // Packs all panels on the pool; pack(first, last) packs some. `codes` are rows of `row_bytes`.
 template <class Pack>
 void pack_panels(ThreadPool& pool, const void* codes, int64_t n, int64_t row_bytes, bool consume, const Pack& pack) {
@@ -18,7 +25,7 @@ void pack_panels(ThreadPool& pool, const void* codes, int64_t n, int64_t row_byt
     const int64_t first = task * kPanelsPerTask;
     const int64_t last = first + kPanelsPerTask < panels ? first + kPanelsPerTask : panels;
     pack(first, last);
-    if (consume) give_back(bytes + first * panel * row_bytes, bytes + (last * panel < n ? last * panel : n) * row_bytes);
+    give_back(bytes + first * panel * row_bytes, ((last * panel < n ? last * panel : n) - first * panel) * row_bytes, consume);
   });
 }
 
@@ -48,6 +55,7 @@ PackedLinear PackedLinear::int4(ThreadPool& pool, const uint8_t* codes, int64_t 
   pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int4(codes, scale, n, k, group, first, last, packed);
   });
+  give_back(scale, n * groups, consume);
   return made;
 }
 
@@ -59,6 +67,7 @@ PackedLinear PackedLinear::int4_progressive(ThreadPool& pool, const uint8_t* cod
   pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int4_progressive(codes, grid, n, k, group, first, last, packed);
   });
+  give_back(grid, n * groups, consume);
   return made;
 }
 
@@ -70,6 +79,8 @@ PackedLinear PackedLinear::int4_asymmetric(ThreadPool& pool, const uint8_t* code
   pack_panels(pool, codes, n, k / 2, consume, [&](int64_t first, int64_t last) {
     kernels().linear.pack_int4_asymmetric(codes, scale, zero_point, n, k, group, first, last, packed);
   });
+  give_back(scale, n * groups, consume);
+  give_back(zero_point, n * groups, consume);
   return made;
 }
 

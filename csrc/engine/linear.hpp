@@ -29,8 +29,9 @@ class Product {
 
 class PackedLinear {
  public:
-  // int8: codes [n, k], scale [1] or [n]. With `consume`, the pages of the codes are given back to the system as they are
-  // packed: they are read from their file again if they are asked for again, or are zeros then if they are of no file.
+  // int8: codes [n, k], scale [1] or [n]. With `consume`, the pages of all that is packed (codes, and what there is for each
+  // group) are given back to the system as they are packed: they are read from their file again if they are asked for again, or
+  // are zeros then if they are of no file.
   static PackedLinear int8(ThreadPool& pool, const int8_t* codes, int64_t n, int64_t k, std::vector<float> scale, bool consume);
   // int4: packed codes [n, k / 2], scale [n, groups].
   static PackedLinear int4(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, const float* scale, int64_t groups,

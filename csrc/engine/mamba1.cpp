@@ -82,7 +82,7 @@ void Mamba1Layer::convolve_steps(ThreadPool& pool, Block& block) const {
   pool.run((rows + rows_at_once - 1) / rows_at_once, [&](int64_t task) {
     for (int64_t row = task * rows_at_once; row < rows && row < (task + 1) * rows_at_once; ++row) {
       const Span& span = block.steps[static_cast<size_t>(row)];
-      conv_.run(enter_window(block, span, 0), 1, 0, conv_.channels, convolved(block).from(span.row));
+      conv_.run(enter_window(block, span, 0, 0, conv_.channels), 1, 0, conv_.channels, convolved(block).from(span.row));
     }
   });
 }
@@ -162,7 +162,7 @@ void Mamba1Layer::rescan(ThreadPool&, const Span& span, const uint8_t* x, const 
 
 void Mamba1Layer::carry_channels(const Span& span, int64_t first, int64_t last) const {
   const int64_t element = element_bytes(c_.state_type);
-  carry_state(span, 0, c_.d_state, first * element, last * element);
+  if (!rounds(span)) carry_state(span, 0, c_.d_state, first * element, last * element);  // else the scan writes all of it
   const bool codes = conv_.sites.codes();
   carry_pending(span, kX, 0, pending(span), channel_bytes(codes, first), channel_bytes(codes, last));
   carry_pending(span, kDt, 0, pending(span), first * kFloat, last * kFloat);

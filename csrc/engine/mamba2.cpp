@@ -34,6 +34,7 @@ Mamba2Layer::Mamba2Layer(Norm norm, Weights in_proj, Convolution conv, Mamba2Con
 LayerLayout Mamba2Layer::lay_out_scan(StateLayout& layout) const {
   LayerLayout memory;
   memory.interval = c_.interval;
+  memory.rounds_later = c_.interval > 0;
   memory.state = layout.in_epoch(c_.heads, c_.headdim * c_.d_state * element_bytes(c_.state_type));
   const bool codes = conv_.sites.codes();
   memory.pending = {layout.in_epoch(c_.heads, channel_bytes(codes, c_.interval * c_.headdim)),
@@ -73,7 +74,7 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
       const Span& span = block.steps[static_cast<size_t>(row)];
       carry_groups(span);
       keep_dt(span, projected.from(span.row, inner + channels).data, projected.bytes(projected.stride));
-      conv_.run(enter_window(block, span, inner), 1, inner, channels, convolved.from(span.row));
+      conv_.run(enter_window(block, span, inner, inner, channels), 1, inner, channels, convolved.from(span.row));
     }
   });
   const int64_t parts = (cuts(pool, c_.heads * rows) + rows - 1) / rows;  // of each row
@@ -82,8 +83,9 @@ void Mamba2Layer::run_steps(ThreadPool& pool, Block& block) const {
   pool.run(rows * parts, [&](int64_t task) {
     const Span& span = block.steps[static_cast<size_t>(task / parts)];
     const int64_t first = bound(c_.heads, task % parts, parts), last = bound(c_.heads, task % parts + 1, parts);
-    const Rows window{span.after->window->data() + memory_.window, conv_.takes_codes, channels};
-    conv_.run(window.from(conv_.taps - 1), 1, first * c_.headdim, last * c_.headdim, convolved.from(span.row));
+    const int64_t start = first * c_.headdim, end = last * c_.headdim;
+    conv_.run(enter_window(block, span, inner, start, end), 1, start, end, convolved.from(span.row));
+    if (c_.interval) carry_state(span, first, last, 0, memory_.state.bytes);  // else the step writes all of it
     carry_heads(span, first, last);
     kernels().ssd.step(ssd_, sequence(span), inputs(block, span), first, last, work + task * work_floats,
                        block.scanned + span.row * inner);
@@ -108,6 +110,7 @@ void Mamba2Layer::scan(ThreadPool& pool, const Span& span, const SsdInputs& toke
   pool.run(items, [&](int64_t item) { kernel.prepare(ssd_, memory, tokens, item, item + 1, shared); });
   pool.run(parts, [&](int64_t part) {
     const int64_t first = bound(c_.heads, part, parts), last = bound(c_.heads, part + 1, parts);
+    if (!rounds(span)) carry_state(span, first, last, 0, memory_.state.bytes);  // else the scan writes all of it
     carry_heads(span, first, last);
     kernel.prefill(ssd_, memory, tokens, shared, first, last, work + part * work_floats, y, c_.d_inner());
   });
@@ -125,7 +128,6 @@ void Mamba2Layer::rescan(ThreadPool& pool, const Span& span, const uint8_t* x, c
 }
 
 void Mamba2Layer::carry_heads(const Span& span, int64_t first, int64_t last) const {
-  carry_state(span, first, last, 0, memory_.state.bytes);
   const int64_t count = pending(span);
   if (!count) return;
   for (size_t array : kByHead) {
@@ -139,13 +141,36 @@ void Mamba2Layer::carry_groups(const Span& span) const {
   carry_pending(span, kDtInputs, 0, pending(span), 0, memory_.pending[kDtInputs].bytes);
 }
 
-SsdSequence Mamba2Layer::sequence(const Span& span) const {
-  const void* state = state_before(span);
-  void* next = state_after(span);
+int64_t Mamba2Layer::round_floats(const ThreadPool& pool) const {
+  return cuts(pool, c_.heads) * lines(kernels().ssd.work_floats(ssd_));
+}
+
+void Mamba2Layer::round(ThreadPool& pool, const SequenceState& state, Epoch& to, float* work) const {
+  if (!c_.interval || state.tokens % c_.interval) return;
+  Epoch& from = *state.moment->epoch;
+  const SsdSequence memory = sequence(from, to, from, c_.interval);
+  const bool codes = conv_.sites.codes();
+  SsdInputs like{};
+  like.x = input_of(static_cast<const uint8_t*>(memory.x), codes, c_.x_scale.scale(), c_.d_inner());
+  like.B = input_of(static_cast<const uint8_t*>(memory.B), codes, c_.B_scale.scale(), c_.group_width());
+  const int64_t parts = cuts(pool, c_.heads), work_floats = round_floats(pool) / parts;
+  pool.run(parts, [&](int64_t part) {
+    kernels().ssd.round(ssd_, memory, like, bound(c_.heads, part, parts), bound(c_.heads, part + 1, parts),
+                        work + part * work_floats);
+  });
+}
+
+SsdSequence Mamba2Layer::sequence(const Epoch& before, Epoch& after, Epoch& pending, int64_t count) const {
+  const void* state = before.data.data() + memory_.state.offset;
+  void* next = after.data.data() + memory_.state.offset;
   if (!c_.interval) return {state, next, nullptr, nullptr, nullptr, nullptr, nullptr, 0};
-  const auto floats = [&](size_t array) { return reinterpret_cast<float*>(pending_of(span, array)); };
-  return {state,       next,          pending_of(span, kX), pending_of(span, kB), floats(kDt), floats(kDecay),
-          floats(kDecayLow), pending(span)};
+  const auto at = [&](size_t array) { return pending.data.data() + memory_.pending[array].offset; };
+  const auto floats = [&](size_t array) { return reinterpret_cast<float*>(at(array)); };
+  return {state, next, at(kX), at(kB), floats(kDt), floats(kDecay), floats(kDecayLow), count};
+}
+
+SsdSequence Mamba2Layer::sequence(const Span& span) const {
+  return sequence(*span.before->moment->epoch, *span.after->moment->epoch, *span.pending, pending(span));
 }
 
 SsdInputs Mamba2Layer::inputs(const Block& block, const Span& span) const {

@@ -31,6 +31,8 @@ class Mamba2Layer : public Layer {
  protected:
   LayerLayout lay_out_scan(StateLayout& layout) const override;
   void mix(ThreadPool& pool, Block& block) const override;
+  void round(ThreadPool& pool, const SequenceState& state, Epoch& to, float* work) const override;
+  int64_t round_floats(const ThreadPool& pool) const override;
   void rescan(ThreadPool& pool, const Span& span, const uint8_t* x, const uint8_t* B, const uint8_t* dt) const override;
 
  private:
@@ -39,6 +41,7 @@ class Mamba2Layer : public Layer {
   void scan(ThreadPool& pool, const Span& span, const SsdInputs& tokens, Scratch& scratch, float* y) const;
   void carry_heads(const Span& span, int64_t first, int64_t last) const;
   void carry_groups(const Span& span) const;
+  SsdSequence sequence(const Epoch& before, Epoch& after, Epoch& pending, int64_t count) const;
   SsdSequence sequence(const Span& span) const;
   SsdInputs inputs(const Block& block, const Span& span) const;
 

@@ -160,11 +160,12 @@ std::vector<SequenceState> Model::prefill(const std::vector<std::vector<int64_t>
         tokens = (position % kCut + room) / kCut * kCut - position % kCut;
         if (tokens <= 0) break;
       }
-      if (!after[i].epoch) {
-        after[i] = before[i].epoch ? states_.make(before[i].tokens) : states_.start();
-        if (!before[i].epoch) before[i] = after[i];
+      if (!after[i].moment) {
+        if (before[i].moment) settle(before[i]);
+        after[i] = before[i].moment ? states_.make(before[i].tokens) : states_.start();
+        if (!before[i].moment) before[i] = after[i];
       }
-      const Span span{&before[i], &after[i], after[i].epoch.get(), before[i].tokens, block.rows, tokens};
+      const Span span{&before[i], &after[i], after[i].moment->epoch.get(), before[i].tokens, block.rows, tokens};
       (tokens == 1 ? block.steps : block.pieces).push_back(span);
       const int64_t* ids = prompts[i].data() + done[i];
       work.ids.insert(work.ids.end(), ids, ids + tokens);
@@ -181,6 +182,7 @@ std::vector<SequenceState> Model::prefill(const std::vector<std::vector<int64_t>
       }
       done[i] += part.tokens;
       states_.advance(after[i], part.tokens);
+      settle(after[i]);
       before[i] = after[i];
       if (done[i] < static_cast<int64_t>(prompts[i].size())) continue;
       next = i + 1;
@@ -202,6 +204,7 @@ std::vector<SequenceState> Model::step(const std::vector<int64_t>& tokens, const
   const int64_t rows = static_cast<int64_t>(tokens.size());
   Lease lease(*this, rows);
   Workspace& work = *lease;
+  for (const SequenceState& state : states) settle(state);
   std::vector<Successor> successors;
   successors.reserve(states.size());
   for (const SequenceState& state : states) successors.push_back(states_.successor(state));
@@ -218,22 +221,27 @@ std::vector<SequenceState> Model::step(const std::vector<int64_t>& tokens, const
   std::vector<SequenceState> after;
   after.reserve(states.size());
   for (Successor& successor : successors) after.push_back(std::move(successor.state));
+  for (const SequenceState& state : after) {
+    if (!states_.rounds_later()) settle(state);
+  }
   return after;
 }
 
 Model::Memory Model::window(const SequenceState& state, int64_t layer) const {
   const LayerLayout& memory = states_.layout().layers[static_cast<size_t>(layer)];
-  return {state.window->data() + memory.window, memory.window_bytes};
+  return {state.moment->window.data() + memory.window, memory.window_bytes};
 }
 
 Model::Memory Model::recurrent(const SequenceState& state, int64_t layer) const {
   const Array& array = states_.layout().layers[static_cast<size_t>(layer)].state;
-  return {state.epoch->data.data() + array.offset, array.parts * array.bytes};
+  settle(state);
+  return {state.moment->epoch->data.data() + array.offset, array.parts * array.bytes};
 }
 
 Model::Memory Model::pending(const SequenceState& state, int64_t layer, int64_t array) const {
   const Array& tokens = states_.layout().layers[static_cast<size_t>(layer)].pending[static_cast<size_t>(array)];
-  return {state.epoch->data.data() + tokens.offset, tokens.parts * tokens.bytes};
+  settle(state);
+  return {state.moment->epoch->data.data() + tokens.offset, tokens.parts * tokens.bytes};
 }
 
 SequenceState Model::restore(int64_t tokens, const std::vector<Saved>& layers) const {
@@ -259,6 +267,19 @@ SequenceState Model::restore(int64_t tokens, const std::vector<Saved>& layers) c
     layers_[i]->restore(*pool_, state, saved.x.data, saved.B.data, saved.dt.data);
   }
   return state;
+}
+
+void Model::settle(const SequenceState& state) const {
+  Moment& moment = *state.moment;
+  std::lock_guard<std::mutex> lock(moment.mutex);
+  if (!moment.due) return;
+  int64_t floats = 0;
+  for (const std::shared_ptr<Layer>& layer : layers_) floats = std::max(floats, layer->round_floats(*pool_));
+  // All memory at first: a state that is half rounded is none.
+  Buffer work(floats * static_cast<int64_t>(sizeof(float)));
+  const std::shared_ptr<Epoch> rounded = states_.rounded(moment);
+  for (const std::shared_ptr<Layer>& layer : layers_) layer->round(*pool_, state, *rounded, work.as<float>());
+  states_.settle(moment, rounded);
 }
 
 bool Model::forward(Workspace& work, const std::function<bool()>& interrupted) const {

@@ -70,6 +70,8 @@ class Model {
   struct Workspace;
   class Lease;
 
+  // Makes a rounding that is due: what a state holds of its position is the state after it.
+  void settle(const SequenceState& state) const;
   bool forward(Workspace& work, const std::function<bool()>& interrupted) const;
   void embed(const int64_t* ids, int64_t rows, float* out) const;
   // The logits of rows of the residual stream.

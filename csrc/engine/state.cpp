@@ -28,9 +28,16 @@ int64_t StateLayout::in_window(int64_t bytes) {
 int64_t StateLayout::common_interval() const {
   const int64_t interval = layers.empty() ? 0 : layers.front().interval;
   for (const LayerLayout& layer : layers) {
-    if (layer.interval != interval) return 0;
+    if (layer.interval != interval || layer.rounds_later != layers.front().rounds_later) return 0;
   }
   return interval > 1 ? interval : 0;
+}
+
+bool StateLayout::due(int64_t tokens) const {
+  for (const LayerLayout& layer : layers) {
+    if (layer.rounds_later && tokens % layer.interval == 0) return true;
+  }
+  return false;
 }
 
 // Buffers of one size. Kept alive by every buffer that it gave out, so a state may outlive its model.
@@ -67,45 +74,64 @@ StateFactory::StateFactory(const StateLayout& layout)
       epochs_(std::make_shared<BufferPool>(layout.epoch_bytes)),
       windows_(std::make_shared<BufferPool>(layout.window_bytes)) {}
 
-SequenceState StateFactory::make(int64_t tokens) const {
-  return in(std::shared_ptr<Epoch>(new Epoch{epochs_->take(), {interval_ ? tokens % interval_ : 0}},
-                                   [pool = epochs_](Epoch* epoch) {
-                                     pool->give_back(std::move(epoch->data));
-                                     delete epoch;
-                                   }),
-            tokens);
+std::shared_ptr<Epoch> StateFactory::epoch(int64_t tokens) const {
+  return {new Epoch{epochs_->take(), {interval_ ? tokens % interval_ : 0}}, [pool = epochs_](Epoch* epoch) {
+            pool->give_back(std::move(epoch->data));
+            delete epoch;
+          }};
 }
 
+SequenceState StateFactory::make(int64_t tokens) const { return in(epoch(tokens), tokens); }
+
 SequenceState StateFactory::in(std::shared_ptr<Epoch> epoch, int64_t tokens) const {
-  std::shared_ptr<Buffer> window(new Buffer(windows_->take()), [pool = windows_](Buffer* buffer) {
-    pool->give_back(std::move(*buffer));
-    delete buffer;
+  std::shared_ptr<Moment> moment(new Moment, [pool = windows_](Moment* gone) {
+    pool->give_back(std::move(gone->window));
+    if (gone->epoch) gone->epoch->moments.fetch_sub(1);
+    delete gone;
   });
-  return {std::move(epoch), std::move(window), tokens};
+  moment->window = windows_->take();
+  epoch->moments.fetch_add(1);
+  moment->epoch = std::move(epoch);
+  return {std::move(moment), tokens};
 }
 
 SequenceState StateFactory::start() const {
   SequenceState state = make(0);
   for (const LayerLayout& layer : layout_.layers) {
-    std::memset(state.epoch->data.data() + layer.state.offset, 0, static_cast<size_t>(layer.state.parts * layer.state.bytes));
+    std::memset(state.moment->epoch->data.data() + layer.state.offset, 0, static_cast<size_t>(layer.state.parts * layer.state.bytes));
   }
-  std::memset(state.window->data(), 0, static_cast<size_t>(layout_.window_bytes));
+  std::memset(state.moment->window.data(), 0, static_cast<size_t>(layout_.window_bytes));
   return state;
 }
 
 void StateFactory::advance(SequenceState& state, int64_t tokens) const {
   state.tokens += tokens;
-  state.epoch->claimed = interval_ ? state.tokens % interval_ : 0;
+  state.moment->epoch->claimed = interval_ ? state.tokens % interval_ : 0;
+  state.moment->due = tokens == 1 && layout_.due(state.tokens);  // one alone is a step
 }
 
 Successor StateFactory::successor(const SequenceState& before) const {
   const int64_t tokens = before.tokens + 1;
+  const std::shared_ptr<Epoch>& epoch = before.moment->epoch;
   int64_t place = interval_ ? before.tokens % interval_ : 0;
-  const bool room = interval_ && before.epoch->claimed.compare_exchange_strong(place, place + 1);
-  if (room && tokens % interval_) return {in(before.epoch, tokens), before.epoch};
-  SequenceState after = make(tokens);
-  std::shared_ptr<Epoch> pending = room ? before.epoch : after.epoch;
+  const bool room = interval_ && epoch->claimed.compare_exchange_strong(place, place + 1);
+  const bool shared = room && (tokens % interval_ || rounds_later());
+  SequenceState after = shared ? in(epoch, tokens) : make(tokens);
+  after.moment->due = layout_.due(tokens);
+  std::shared_ptr<Epoch> pending = room ? epoch : after.moment->epoch;
   return {std::move(after), std::move(pending)};
+}
+
+std::shared_ptr<Epoch> StateFactory::rounded(const Moment& moment) const {
+  return moment.epoch->moments.load() == 1 ? moment.epoch : epoch(0);
+}
+
+void StateFactory::settle(Moment& moment, std::shared_ptr<Epoch> rounded) const {
+  rounded->moments.fetch_add(1);
+  moment.epoch->moments.fetch_sub(1);
+  moment.epoch = std::move(rounded);
+  moment.epoch->claimed = 0;
+  moment.due = false;
 }
 
 int64_t StateFactory::bytes(int64_t tokens) const {

@@ -3,7 +3,8 @@
 // A reduced state (float16, int8) is rounded when the position in the sequence is a multiple of `interval`; what the tokens
 // since then need is kept beside it ("pending"). A step only reads such a state and the pending tokens:
 //   y = exp(c_j) (C_j . S) + sum over i <= j of exp(c_j - c_i) dt_i (C_j . B_i) x_i + D x_j,   c_i = (dt_0 + … + dt_i) A
-// until the interval is full. A float32 state (interval 0) is updated by every step and has no pending tokens.
+// until the interval is full; the rounding that is due then is a call of its own, which may come later. A float32 state
+// (interval 0) is updated by every step and has no pending tokens.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ struct SsdLayer {
 // What one sequence remembers in one layer. All zeros (and count 0) at its start. For interval 0 the pending arrays are null.
 struct SsdSequence {
   const void* state;  // [heads, headdim, d_state] of state_type
-  // The state after the call, the same layout; it may be `state` itself. Written, whole, if interval is 0 or
-  // count + tokens >= interval; else left alone: the state stays as it was.
+  // The state after the call, the same layout; it may be `state` itself. Written, whole, by `round`, by a step if interval is 0
+  // and by a prefill if interval is 0 or count + tokens >= interval; else left alone: the state stays as it was.
   void* next;
   // Pending tokens, updated in place. Rows [0, count) of each [interval, …] are in use.
   void* x;           // [heads, interval, headdim]: codes or floats, as the input x
@@ -64,10 +65,16 @@ struct SsdKernels {
   void (*prefill)(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, const float* shared,
                   int64_t first, int64_t last, float* work, float* y, int64_t y_stride);
 
-  // One token (inputs.tokens is 1) for heads [first, last); y [heads * headdim]. Updates as `prefill` does. Every range of
-  // heads computes C . B of the groups that it touches, so few large ranges are best.
+  // One token (inputs.tokens is 1) for heads [first, last); y [heads * headdim]. Every range of heads computes C . B of the
+  // groups that it touches, so few large ranges are best. After a step that fills the interval, `round` comes before anything
+  // else.
   void (*step)(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, int64_t first, int64_t last,
                float* work, float* y);
+
+  // The rounding after a whole interval of pending tokens, for heads [first, last): from `state` to `next`. Of `like`, inputs of
+  // the tokens, it looks at kind and scales of x and B alone.
+  void (*round)(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& like, int64_t first, int64_t last,
+                float* work);
 };
 
 }  // namespace ssmquant

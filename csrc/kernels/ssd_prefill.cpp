@@ -288,6 +288,6 @@ void prefill(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs
 
 }  // namespace
 
-const SsdKernels ssd = {&chunks, &shared_floats, &work_floats, &prepare, &prefill, &ssd_step};
+const SsdKernels ssd = {&chunks, &shared_floats, &work_floats, &prepare, &prefill, &ssd_step, &ssd_round};
 
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -1,4 +1,3 @@
-#include "kernels/product.hpp"
 #include "kernels/ssd_work.hpp"
 #include "simd/dot.hpp"
 #include "simd/subnormals.hpp"
@@ -6,39 +5,100 @@
 namespace ssmquant::SSMQUANT_ISA {
 namespace {
 
-// A state is read once a token and from far away, faster than the processor foresees: so many bytes in front are fetched.
-constexpr int64_t kAhead = 4096;
+// A state is read once a token and from far away, faster than the processor foresees: so many bytes in front are fetched into
+// the second cache, and from there, nearer, into the first.
+constexpr int64_t kFar = 8192, kNear = 2048;
 
+template <int locality = 3>
 void fetch(const void* memory, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + at);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + at, 0, locality);
 }
 
-// out[r] = row r of `matrix` . right, for `rows` rows of `columns`: as many rows at a time as a vector has lanes, so that
-// their sums end up in one. What lies kAhead behind the rows is fetched if the matrix is one that is `streamed`.
-template <bool streamed, class Element>
-void dots(const Element* matrix, const float* right, int64_t rows, int64_t columns, float* out) {
-  constexpr int together = F32::width;
-  constexpr int64_t read_at_once = together * F32::width * int64_t{sizeof(Element)};
+// Called where so many bytes are about to be read. Fetches what lies behind them, and, bit by bit, memory that is wanted soon.
+class Fetching {
+ public:
+  // `bytes` from `soon` on, while `read` bytes are read, `at_once` at a time.
+  Fetching(const void* soon, int64_t bytes, int64_t read, int64_t at_once)
+      : soon_(static_cast<const char*>(soon)), step_((bytes * at_once / larger(read, 1) + 63) / 64 * 64) {}
+
+  void operator()(const void* at, int64_t bytes) const {
+    fetch<2>(static_cast<const char*>(at) + kFar, bytes);
+    fetch(static_cast<const char*>(at) + kNear, bytes);
+    fetch(soon_, step_);
+    soon_ += step_;
+  }
+
+ private:
+  mutable const char* soon_;
+  const int64_t step_;
+};
+
+constexpr auto kNoFetching = [](const void*, int64_t) {};
+
+// Rows whose sums end up in one vector.
+constexpr int kTogether = F32::width;
+
+// Bytes that `dots` and `code_dots` read at once.
+template <class Element>
+constexpr int64_t kAtOnce = kTogether * F32::width * int64_t{sizeof(Element)};
+constexpr int64_t kCodes = 4 * Dot::width, kCodesAtOnce = kTogether * kCodes;
+
+// out[r] = row r of `matrix` . right, for `rows` rows of `columns`. reads(memory, bytes) is told what is about to be read.
+template <class Element, class Reads>
+void dots(const Element* matrix, const float* right, int64_t rows, int64_t columns, float* out, const Reads& reads) {
+  constexpr int together = kTogether;
   int64_t r = 0;
   for (; r + together <= rows; r += together, matrix += together * columns) {
     F32 sums[together];
     for (int i = 0; i < together; ++i) sums[i] = F32::zero();
-    each_vector(columns, [&](int64_t n, auto lanes) {
-      if (streamed) fetch(reinterpret_cast<const char*>(matrix + together * n) + kAhead, read_at_once);
+    const auto meet = [&](int64_t n, auto lanes) SSMQUANT_INLINE {
       const F32 factor = load(right + n, lanes);
       repeat<together>([&](auto i) SSMQUANT_INLINE { sums[i] = fma(load(matrix + i * columns + n, lanes), factor, sums[i]); });
-    });
-    repeat<together>([&](auto i) SSMQUANT_INLINE { hold(sums[i]); });  // or gcc 12 has them in memory in each round
-    transpose(sums);
-    for (int half = together / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    };
+    // Not each_vector: behind a call, the sums would be in memory in each round.
+    int64_t n = 0;
+    for (; n + F32::width <= columns; n += F32::width) {
+      reads(matrix + together * n, kAtOnce<Element>);
+      meet(n, All{});
     }
-    sums[0].store(out + r);
+    if (n < columns) meet(n, First{static_cast<int>(columns - n)});
+    repeat<together>([&](auto i) SSMQUANT_INLINE { hold(sums[i]); });  // or gcc 12 has them in memory in each round
+    sum_each(sums).store(out + r);
   }
   for (; r < rows; ++r, matrix += columns) {
     F32 sum = F32::zero();
     each_vector(columns, [&](int64_t n, auto lanes) { sum = fma(load(matrix + n, lanes), load(right + n, lanes), sum); });
     out[r] = sum.sum();
+  }
+}
+
+// The same for codes, exactly; columns are a multiple of kCodes.
+template <class Reads>
+void code_dots(const int8_t* matrix, const int8_t* right, int64_t rows, int64_t columns, float* out, const Reads& reads) {
+  alignas(64) constexpr int8_t zeros[kCodes] = {};
+  Dot::Sum offset = Dot::all(0);
+  for (int64_t n = 0; n < columns; n += kCodes) offset = Dot::add(offset, Dot::codes(zeros), Dot::inputs(right + n));
+  const F32 brought_in = Dot::to_float(offset);
+  int64_t r = 0;
+  for (; r + kTogether <= rows; r += kTogether, matrix += kTogether * columns) {
+    Dot::Sum sums[kTogether];
+    repeat<kTogether>([&](auto i) SSMQUANT_INLINE { sums[i] = Dot::all(0); });
+    for (int64_t n = 0; n < columns; n += kCodes) {
+      reads(matrix + kTogether * n, kCodesAtOnce);
+      const Dot::Input codes = Dot::inputs(right + n);
+      repeat<kTogether>([&](auto i) SSMQUANT_INLINE { sums[i] = Dot::add(sums[i], Dot::codes(matrix + i * columns + n), codes); });
+    }
+    F32 totals[kTogether];
+    repeat<kTogether>([&](auto i) SSMQUANT_INLINE {
+      Dot::hold(sums[i]);
+      totals[i] = Dot::to_float(sums[i]) - brought_in;
+    });
+    sum_each(totals).store(out + r);
+  }
+  for (; r < rows; ++r, matrix += columns) {
+    Dot::Sum sum = Dot::all(0);
+    for (int64_t n = 0; n < columns; n += kCodes) sum = Dot::add(sum, Dot::codes(matrix + n), Dot::inputs(right + n));
+    out[r] = (Dot::to_float(sum) - brought_in).sum();
   }
 }
 
@@ -65,7 +125,6 @@ struct Step {
   const SsdWork& work;
   float* y;
   int64_t pending = sequence.count;
-  bool full = pending + 1 == layer.interval;  // whether this token completes an interval
 
   // dt of heads [first, last) to work.heads.
   void load_dt(int64_t first, int64_t last) const {
@@ -104,12 +163,19 @@ struct Step {
     });
   }
 
-  // work.C, and work.products: C . B of the pending tokens and of this one. Returns the factor that is left out of C; the
-  // products have all factors. Where B and C have one scale each, the sums are exact.
-  float load_products(int64_t group) const {
+  // C of a group: work.C, without a factor; and, where they are codes that share a scale, which is the factor then, the codes.
+  struct OfGroup {
+    float factor;
+    const int8_t* codes;
+  };
+
+  // C of a group, and work.products: C . B of the pending tokens and of this one, with all factors. Where B and C have one scale
+  // each, the sums are exact.
+  OfGroup load_products(int64_t group) const {
     const int64_t N = layer.d_state, first = group * N;
     const bool shared = has_shared_scale(inputs.B, first, N);
     const float C_factor = load_shared_scale(inputs.C, 0, first, N, work.C);
+    const int8_t* codes = N % kCodes == 0 && has_shared_scale(inputs.C, first, N) ? inputs.C.codes + first : nullptr;
     const float factor = shared ? C_factor * inputs.B.scale.values[inputs.B.scale.step * first] : C_factor;
     const float* right = work.C;
     if (inputs.B.codes && !shared) {
@@ -119,57 +185,78 @@ struct Step {
       right = work.scaled_C;
     }
     const int64_t kept = group * layer.interval * N;
-    if (inputs.B.codes) {
-      dots<false>(static_cast<const int8_t*>(sequence.B) + kept, right, pending, N, work.products);
-      dots<false>(inputs.B.codes + first, right, 1, N, work.products + pending);
+    if (shared && codes) {
+      code_dots(static_cast<const int8_t*>(sequence.B) + kept, codes, pending, N, work.products, kNoFetching);
+      code_dots(inputs.B.codes + first, codes, 1, N, work.products + pending, kNoFetching);
+    } else if (inputs.B.codes) {
+      dots(static_cast<const int8_t*>(sequence.B) + kept, right, pending, N, work.products, kNoFetching);
+      dots(inputs.B.codes + first, right, 1, N, work.products + pending, kNoFetching);
     } else {
-      dots<false>(static_cast<const float*>(sequence.B) + kept, right, pending, N, work.products);
-      dots<false>(inputs.B.floats + first, right, 1, N, work.products + pending);
+      dots(static_cast<const float*>(sequence.B) + kept, right, pending, N, work.products, kNoFetching);
+      dots(inputs.B.floats + first, right, 1, N, work.products + pending, kNoFetching);
     }
     for (int64_t i = 0; i <= pending; ++i) work.products[i] *= factor;
-    return C_factor;
+    return {C_factor, codes};
   }
 
-  // out[p] = C . state[p], without the factor that is left out of work.C.
-  void state_dots(int64_t head, float* out) const {
+  // out[p] = C . state[p], without the factor that is left out of work.C. Fetches the next head's pending x.
+  void state_dots(int64_t head, const OfGroup& C, float* out) const {
     const int64_t N = layer.d_state, P = layer.headdim, start = head * P * N;
+    const auto fetching = [&](int64_t element, int64_t at_once) {
+      return Fetching(pending_x(head + 1), pending_x_bytes(), P * N * element, at_once);
+    };
     switch (layer.state_type) {
       case StateType::float16:
-        return dots<true>(static_cast<const F16*>(sequence.state) + start, work.C, P, N, out);
+        return dots(static_cast<const F16*>(sequence.state) + start, work.C, P, N, out, fetching(2, kAtOnce<F16>));
       case StateType::float32:
-        return dots<true>(static_cast<const float*>(sequence.state) + start, work.C, P, N, out);
+        return dots(static_cast<const float*>(sequence.state) + start, work.C, P, N, out, fetching(4, kAtOnce<float>));
       case StateType::int8:
         break;
     }
     const int8_t* codes = static_cast<const int8_t*>(sequence.state) + start;
+    const bool exact = C.codes && layer.state_columns == 1;
+    if (exact) code_dots(codes, C.codes, P, N, out, fetching(1, kCodesAtOnce));
+    const Fetching floats = fetching(1, kAtOnce<int8_t>);
     for (int64_t p = 0; p < P;) {  // runs of rows that share scales
       const float* scale = scale_row(layer, head, p);
       int64_t end = p + 1;
       while (end < P && scale_row(layer, head, end) == scale) ++end;
+      if (exact) {
+        for (; p < end; ++p) out[p] *= scale[0];
+        continue;
+      }
       each_vector(N, [&](int64_t n, auto lanes) {
         const F32 factor = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
         store(load(work.C + n, lanes) * factor, work.scaled_C + n, lanes);
       });
-      dots<true>(codes + p * N, work.scaled_C, end - p, N, out + p);
+      dots(codes + p * N, work.scaled_C, end - p, N, out + p, floats);
       p = end;
     }
   }
 
-  // Fetches what `read` needs of a head first: the state's beginning, and the pending tokens.
-  void fetch_head(int64_t head, bool state) const {
-    const int64_t P = layer.headdim, row = head * layer.interval;
-    const int64_t size = inputs.x.codes ? 1 : sizeof(float);
-    const int64_t head_bytes = P * layer.d_state * element_bytes(layer.state_type);
-    if (state) fetch(static_cast<const char*>(sequence.state) + head * head_bytes, kAhead);
-    fetch(static_cast<const char*>(sequence.x) + row * P * size, (pending + 1) * P * size);
+  const char* pending_x(int64_t head) const { return static_cast<const char*>(sequence.x) + head * layer.interval * x_bytes(); }
+  int64_t x_bytes() const { return layer.headdim * (inputs.x.codes ? 1 : int64_t{sizeof(float)}); }
+  int64_t pending_x_bytes() const { return (pending + 1) * x_bytes(); }
+
+  // Fetches dt and decays of a head's pending tokens, and which scales its state has.
+  void fetch_factors(int64_t head) const {
     const float* const of_tokens[] = {sequence.dt, sequence.decay, sequence.decay_low};
-    for (const float* values : of_tokens) fetch(values + row, (pending + 1) * int64_t{sizeof(float)});
+    for (const float* values : of_tokens) fetch(values + head * layer.interval, (pending + 1) * int64_t{sizeof(float)});
+    if (layer.state_row) fetch(layer.state_row + head * layer.headdim, layer.headdim * int64_t{sizeof(int16_t)});
+  }
+
+  // Fetches what `read` needs of the first head at first.
+  void fetch_first(int64_t head) const {
+    const int64_t head_bytes = layer.headdim * layer.d_state * element_bytes(layer.state_type);
+    fetch(static_cast<const char*>(sequence.state) + head * head_bytes, kNear);
+    fetch(pending_x(head), pending_x_bytes());
+    fetch_factors(head);
   }
 
   // A reduced state: it is read, and the tokens since its rounding are added.
-  void read(int64_t head, float C_factor) const {
+  void read(int64_t head, const OfGroup& C) const {
     const int64_t P = layer.headdim, start = head * P, row = head * layer.interval;
-    fetch_head(head + 1, false);
+    fetch_factors(head + 1);
     keep_token(layer, sequence, inputs.x, 0, head, pending, work.heads[head]);
     const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
     const Decay now = {high[pending], low[pending]};
@@ -179,8 +266,8 @@ struct Step {
     });
     work.share[pending] += layer.D[head];
     float* carried = work.x;
-    state_dots(head, carried);
-    const F32 decay = F32::broadcast(exp(now.high) * C_factor);
+    state_dots(head, C, carried);
+    const F32 decay = F32::broadcast(exp(now.high) * C.factor);
     each_vector(P, [&](int64_t p, auto lanes) {
       const int64_t from = row * P + p;
       const F32 sum = inputs.x.codes
@@ -189,63 +276,6 @@ struct Step {
                           : weighted_sum(work.share, static_cast<const float*>(sequence.x) + from, pending + 1, P, lanes);
       store(fma(decay, load(carried + p, lanes), sum), y + start + p, lanes);
     });
-  }
-
-  // B of the whole interval to work.B [interval, d_state]; returns the factor that is left out.
-  float load_interval_B(int64_t group) const {
-    const int64_t N = layer.d_state;
-    const Input kept = pending_rows(inputs.B, sequence.B, group, layer.interval, N, group * N);
-    for (int64_t i = 0; i < pending; ++i) load_shared_scale(kept, i, 0, N, work.B + i * N);
-    return load_shared_scale(inputs.B, 0, group * N, N, work.B + pending * N);
-  }
-
-  // The next state, after the interval's last token.
-  void round(int64_t head, float B_factor) const {
-    const int64_t P = layer.headdim, N = layer.d_state, row = head * layer.interval, start = head * P * N;
-    const float *dt = sequence.dt + row, *high = sequence.decay + row, *low = sequence.decay_low + row;
-    const Decay now = {high[pending], low[pending]};
-    const Input kept = pending_rows(inputs.x, sequence.x, head, layer.interval, P, head * P);
-    each_vector(layer.interval, [&](int64_t i, auto lanes) {
-      const F32 between = decay_between(now, load(high + i, lanes), load(low + i, lanes));
-      store(between * load(dt + i, lanes) * F32::broadcast(B_factor), work.share + i, lanes);
-    });
-    // x times what the state takes of it: [headdim, tokens].
-    transposed(
-        layer.interval, P, [&](int64_t i, int64_t p, auto lanes) { return value(kept, i, p, lanes); },
-        [&](int64_t i, int64_t p, F32 x) { (x * F32::load(work.share + i)).store(work.weighted + p * work.tokens + i); });
-    const F32 decay = F32::broadcast(exp(now.high));
-    const bool scaled = layer.state_type == StateType::int8;
-    for (int64_t p = 0; p < P;) {  // runs of rows that share scales
-      int64_t end = scaled ? p + 1 : P;
-      const float* scale = scaled ? scale_row(layer, head, p) : nullptr;
-      while (end < P && scale_row(layer, head, end) == scale) ++end;
-      if (scaled) {
-        each_vector(N, [&](int64_t n, auto lanes) {
-          const F32 step = layer.state_columns > 1 ? load(scale + n, lanes) : F32::broadcast(scale[0]);
-          store(step, work.scale + n, lanes);
-          store(F32::broadcast(1.0f) / step, work.reciprocal + n, lanes);
-        });
-      }
-      each_block(end - p, (N + F32::width - 1) / F32::width, [&](int64_t r0, auto rows, int64_t n0, auto vectors) {
-        Sums<rows.number, vectors.number> sums;
-        // body(place in the state, column, sum) for the vectors of the block.
-        const auto each = [&](const auto& body) SSMQUANT_INLINE {
-          sums.each([&](auto r, auto i, F32& sum) SSMQUANT_INLINE {
-            const int64_t n = n0 + i * F32::width, at = start + (p + r0 + r) * N + n;
-            N - n >= F32::width ? body(at, n, sum, All{}) : body(at, n, sum, First{static_cast<int>(N - n)});
-          });
-        };
-        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
-          const F32 x = read_state(layer.state_type, sequence.state, at, lanes);
-          sum = (scaled ? x * load(work.scale + n, lanes) : x) * decay;
-        });
-        sums.add(work.weighted + (p + r0) * work.tokens, work.tokens, work.B + n0, N, layer.interval);
-        each([&](int64_t at, int64_t n, F32& sum, auto lanes) {
-          write_state(layer.state_type, scaled ? sum * load(work.reciprocal + n, lanes) : sum, sequence.next, at, lanes);
-        });
-      });
-      p = end;
-    }
   }
 };
 
@@ -257,7 +287,7 @@ void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInput
   const SsdWork work(layer, memory);
   const Step step = {layer, sequence, inputs, work, y};
   const int64_t heads_a_group = layer.heads / layer.groups;
-  if (layer.interval) step.fetch_head(first, true);
+  if (layer.interval) step.fetch_first(first);
   step.load_dt(first, last);
   for (int64_t head = first; head < last;) {
     const int64_t group = head / heads_a_group, end = smaller(last, (group + 1) * heads_a_group);
@@ -267,11 +297,8 @@ void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInput
       continue;
     }
     if (head % heads_a_group == 0) keep_B(layer, sequence, inputs.B, 0, group, step.pending);
-    const float C_factor = step.load_products(group), B_factor = step.full ? step.load_interval_B(group) : 1.0f;
-    for (; head < end; ++head) {
-      step.read(head, C_factor);
-      if (step.full) step.round(head, B_factor);
-    }
+    const Step::OfGroup C = step.load_products(group);
+    for (; head < end; ++head) step.read(head, C);
   }
 }
 

@@ -149,5 +149,8 @@ void keep_B(const SsdLayer& layer, const SsdSequence& sequence, const Input& B, 
 // SsdKernels::step
 void ssd_step(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& inputs, int64_t first, int64_t last,
               float* work, float* y);
+// SsdKernels::round
+void ssd_round(const SsdLayer& layer, const SsdSequence& sequence, const SsdInputs& like, int64_t first, int64_t last,
+               float* work);
 
 }  // namespace ssmquant::SSMQUANT_ISA

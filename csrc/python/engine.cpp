@@ -377,7 +377,7 @@ std::vector<SequenceState> step(const Model& model, const Ids& tokens, const std
   check_ids(ids, model.vocab());
   expect(states.size() == ids.size() && !ids.empty(), "a token for each state");
   expect(logits.size() == ids.size() * static_cast<size_t>(model.vocab()), "logits have another size");
-  for (const SequenceState& state : states) expect(state.epoch != nullptr, "a step goes on from a state");
+  for (const SequenceState& state : states) expect(state.moment != nullptr, "a step goes on from a state");
   float* out = logits.data();
   nb::gil_scoped_release release;
   return model.step(ids, states, out);

@@ -124,4 +124,18 @@ inline void transpose(F32 (&m)[F32::width]) {
   }
 }
 
+inline F32 sum_each(const F32 (&m)[F32::width]) {
+  __m256 halves[4], quarters[2];  // of a row and of the fourth one after it; of these and of the next ones
+  for (int i = 0; i < 4; ++i) {
+    halves[i] = _mm256_add_ps(_mm256_permute2f128_ps(m[i].v, m[i + 4].v, 0x20),
+                              _mm256_permute2f128_ps(m[i].v, m[i + 4].v, 0x31));
+  }
+  for (int i = 0; i < 2; ++i) {
+    quarters[i] = _mm256_add_ps(_mm256_shuffle_ps(halves[2 * i], halves[2 * i + 1], 0x44),
+                                _mm256_shuffle_ps(halves[2 * i], halves[2 * i + 1], 0xee));
+  }
+  return {_mm256_add_ps(_mm256_shuffle_ps(quarters[0], quarters[1], 0x88),
+                        _mm256_shuffle_ps(quarters[0], quarters[1], 0xdd))};
+}
+
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -80,6 +80,10 @@ struct Dot : DotProducts {
     memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
   }
+  static Weight codes(const int8_t* x) {
+    return of(_mm256_xor_si256(inputs(x), _mm256_set1_epi8(static_cast<char>(offset))));
+  }
+  static Input inputs(const int8_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
   struct Affine {
     __m256i times, plus;  // in each half of a column's four bytes; in each of its bytes
   };

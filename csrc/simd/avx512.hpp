@@ -102,4 +102,24 @@ inline void transpose(F32 (&m)[F32::width]) {
   }
 }
 
+inline F32 sum_each(const F32 (&m)[F32::width]) {
+  __m512 halves[8], quarters[4], eighths[2];  // of 2, 4, 8 rows side by side
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = m[i + i / 4 * 4].v, b = m[i + i / 4 * 4 + 4].v;
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = halves[i], b = halves[i + 4];
+    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
+    eighths[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(eighths[0], eighths[1], 0x88), _mm512_shuffle_ps(eighths[0], eighths[1], 0xdd))};
+}
+
 }  // namespace ssmquant::SSMQUANT_ISA

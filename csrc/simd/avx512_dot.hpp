@@ -23,6 +23,10 @@ struct Dot {
     memcpy(&four, x, 4);
     return _mm512_set1_epi32(four);
   }
+  static Weight codes(const int8_t* x) {
+    return _mm512_xor_si512(inputs(x), _mm512_set1_epi8(static_cast<char>(offset)));
+  }
+  static Input inputs(const int8_t* x) { return _mm512_loadu_si512(x); }
   static Sum add(Sum sum, Weight weight, Input input) { return _mm512_dpbusd_epi32(sum, weight, input); }
   static Sum add_small(Sum sum, Weight weight, Input input) { return add(sum, weight, input); }
   static Weight low(Weight bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }

@@ -8,6 +8,7 @@
 //   offset        what is added to an int8 code of the weight when it is packed into a byte
 //   Sum, Weight, Input          registers: exact int32 sums; 4 codes of each column; 4 codes of x, the same in each column
 //   all(value) -> Sum           load(bytes) -> Weight       broadcast(x) -> Input
+//   codes(x) -> Weight, inputs(x) -> Input      4 * width codes as they lie, in each lane four neighbours of its own
 //   load_sum, store_sum         int32 sums from memory and to it
 //   add(sum, weight, input)     sum + products with the int8 codes + offset * (the four codes of x)
 //   add_small(sum, weight, input)   sum + products with bytes in 0..15

@@ -112,5 +112,7 @@ inline F32 scale2(F32 a, F32 x) {
 
 // Rows become columns.
 inline void transpose(F32 (&)[F32::width]) {}
+// Lane i is the sum of the lanes of m[i].
+inline F32 sum_each(const F32 (&m)[F32::width]) { return m[0]; }
 
 }  // namespace ssmquant::SSMQUANT_ISA

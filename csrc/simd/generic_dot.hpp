@@ -28,6 +28,8 @@ struct Dot {
     memcpy(four.code, x, 4);
     return four;
   }
+  static Weight codes(const int8_t* x) { return broadcast(x); }
+  static Input inputs(const int8_t* x) { return broadcast(x); }
   static Sum add(Sum sum, Weight weight, Input input) {
     for (int i = 0; i < 4; ++i) sum += weight.code[i] * input.code[i];
     return sum;

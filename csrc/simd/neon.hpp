@@ -102,4 +102,8 @@ inline void transpose(F32 (&m)[F32::width]) {
   }
 }
 
+inline F32 sum_each(const F32 (&m)[F32::width]) {
+  return {vpaddq_f32(vpaddq_f32(m[0].v, m[1].v), vpaddq_f32(m[2].v, m[3].v))};
+}
+
 }  // namespace ssmquant::SSMQUANT_ISA

@@ -30,6 +30,8 @@ struct Dot {
     memcpy(&four, x, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
   }
+  static Weight codes(const int8_t* x) { return vld1q_s8(x); }
+  static Input inputs(const int8_t* x) { return vld1q_s8(x); }
   static Sum add(Sum sum, Weight weight, Input input) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(sum, weight, input);

@@ -103,11 +103,13 @@ struct Case {
   StateType type;
   int64_t interval;
   bool codes;
+  bool mixed = false;  // the second layer has a float32 state
 };
 
 const Case kCases[] = {{"mamba2 int8", true, StateType::int8, 16, true},
                        {"mamba2 float16", true, StateType::float16, 8, true},
                        {"mamba2 float32", true, StateType::float32, 0, true},
+                       {"mamba2 mixed", true, StateType::float16, 8, true, true},
                        {"mamba1 int8", false, StateType::int8, 4, true},
                        {"mamba1 float16", false, StateType::float16, 1, true},
                        {"mamba1 float32", false, StateType::float32, 0, true},
@@ -121,7 +123,10 @@ std::unique_ptr<Model> make(const Case& each, int threads) {
   Maker maker{Draw(7), *pool, each.codes};
   std::vector<std::shared_ptr<Layer>> layers;
   for (int i = 0; i < 3; ++i) {
-    layers.push_back(each.mamba2 ? maker.mamba2(each.type, each.interval) : maker.mamba1(each.type, each.interval));
+    const bool whole = each.mixed && i == 1;
+    const StateType type = whole ? StateType::float32 : each.type;
+    const int64_t interval = whole ? 0 : each.interval;
+    layers.push_back(each.mamba2 ? maker.mamba2(type, interval) : maker.mamba1(type, interval));
   }
   const Norm norm = maker.norm();
   return std::make_unique<Model>(kModel, Embedding{}, std::move(layers), norm, maker.linear(kVocab, kModel, false), pool);
@@ -184,6 +189,45 @@ TEST(engine_states_are_values) {
     CHECK(found[1] == found[3] && found[1] != expected, "%s: another way", each.name);
     CHECK(steps(*model, start, tokens(40, 2)) == expected, "%s: once more", each.name);
   }
+}
+
+TEST(engine_roundings_wait_for_older_values) {
+  for (const Case& each : kCases) {
+    const std::unique_ptr<Model> model = make(each, 2);
+    const std::vector<int64_t> ids = tokens(40, 2);
+    Logits logits, all(ids.size() * kVocab), again(kVocab);
+    SequenceState state = read(*model, {tokens(21, 1)}, logits)[0];
+    const Logits expected = steps(*model, state, ids);  // keeps no value but the newest
+    std::vector<SequenceState> kept = {state};
+    for (size_t i = 0; i < ids.size(); ++i) {
+      state = model->step({ids[i]}, {state}, all.data() + i * kVocab)[0];
+      kept.push_back(state);
+    }
+    CHECK(all == expected, "%s: with all values kept", each.name);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      model->step({ids[i]}, {kept[i]}, again.data());
+      CHECK(std::memcmp(again.data(), all.data() + i * kVocab, kVocab * sizeof(float)) == 0, "%s: value %zu", each.name, i);
+    }
+  }
+}
+
+// A state that goes on takes the place of the one before it, unless that one is kept.
+TEST(engine_rounds_in_place) {
+  const std::unique_ptr<Model> model = make(kCases[1], 2);
+  Logits logits(kVocab);
+  SequenceState state = read(*model, {tokens(8, 1)}, logits)[0];
+  const auto data = [&] { return model->recurrent(state, 0).data; };
+  const uint8_t* const start = data();
+  const auto go_on = [&](int count) {
+    for (int i = 0; i < count; ++i) state = model->step({i}, {state}, logits.data())[0];
+  };
+  go_on(9);
+  CHECK(data() == start, "the state has another place");
+  const SequenceState kept = state;
+  const std::vector<uint8_t> before(start, start + model->recurrent(kept, 0).bytes);
+  go_on(9);
+  CHECK(data() != start, "the state of a value that is kept was changed");
+  CHECK(std::memcmp(before.data(), model->recurrent(kept, 0).data, before.size()) == 0, "the value that is kept");
 }
 
 TEST(engine_rows_of_a_batch_are_as_if_alone) {

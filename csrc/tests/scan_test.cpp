@@ -219,6 +219,12 @@ void check_ssd(Shape shape, int64_t tokens, uint32_t seed) {
     if (length == 1 && draw.below(4)) {
       if (cut > 0) kernel.step(layer, sequence, inputs, 0, cut, start(work), rows.data());
       if (cut < shape.heads) kernel.step(layer, sequence, inputs, cut, shape.heads, start(work), rows.data());
+      if (shape.interval && sequence.count + 1 == shape.interval) {
+        sequence.count = shape.interval;
+        kernel.round(layer, sequence, inputs, 0, cut, start(work));
+        kernel.round(layer, sequence, inputs, cut, shape.heads, start(work));
+        sequence.count = shape.interval - 1;
+      }
     } else {
       std::vector<float> shared = aligned(kernel.shared_floats(layer, sequence, length));
       for (int64_t item = kernel.chunks(layer, sequence, length) * shape.groups; item-- > 0;) {

@@ -377,20 +377,21 @@ def test_a_changed_weight_is_seen(folder: Path) -> None:
     assert not torch.equal(model.logits(ids), before)
 
 
-def test_weights_can_be_dropped_once_they_are_packed() -> None:
-    model, ids = _quantised_anew(), random_ids(1, 10)
+@pytest.mark.parametrize("recipe", ["quamba-w8a8", "ssmquant-w4a8+quantizer=rtn"])
+def test_weights_can_be_dropped_once_they_are_packed(recipe: str) -> None:
+    model, ids = _quantised_anew(recipe), random_ids(1, 10)
     expected = model.logits(ids)
-    codes = model.shell.blocks[0].mixer.in_proj.stored["codes"]
+    stored = model.shell.blocks[0].mixer.in_proj.stored
     engine = model.engine(threads=1, keep_weights=False)
-    assert codes.untyped_storage().nbytes() == 0
+    assert [tensor.untyped_storage().nbytes() for tensor in stored.values()] == [0] * len(stored)
     assert torch.equal(engine.logits(ids), expected)
     assert model.engine(threads=1) is engine
 
 
-def _quantised_anew() -> ssmquant.Model:
+def _quantised_anew(recipe: str) -> ssmquant.Model:
     """Return a model that this test may change."""
     return ssmquant.quantize(
-        float_model("mamba2"), "quamba-w8a8", calibration=str(texts()), samples=2, seqlen=16, cache=False
+        float_model("mamba2"), recipe, calibration=str(texts()), samples=2, seqlen=16, cache=False
     )
 
 

@@ -128,7 +128,7 @@ def _unit_scale(columns: int, largest: int) -> float:
 def _fill_packed(tensor: Tensor, columns: int, scheme: TensorScheme, random: torch.Generator) -> None:
     """Fill bytes of two codes: places in a table, or signed codes from -7 to 7."""
     first, end = (0, 2**scheme.bits) if scheme.kind == "lut" else (-7, 8)
-    for part in tensor.split(4096):  # what follows takes copies
+    for part in tensor.split(256):  # what follows takes copies, and freed ones stay in the allocator's hands
         low, high = (
             torch.randint(first, end, part.shape, generator=random, dtype=torch.int8, device=part.device)
             for _ in range(2)

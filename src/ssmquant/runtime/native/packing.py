@@ -185,16 +185,18 @@ class _Packer:
 
     def weight(self, weight: Weight, inputs: _Rows, bias: Tensor | None, outputs: _Rows) -> Any:
         """Return a packed weight with what it reads and writes; its first input site is the one that it multiplies."""
-        main, *others = (tensor.detach() for tensor in weight.stored.values())
+        stored = [tensor.detach() for tensor in weight.stored.values()]
+        main, *others = stored
         arguments: list[Any] = [_narrowest(main)] if weight.format.name == "dense" else others
-        drop = not self._keep_weights and _owns_its_memory(main)
+        drop = not self._keep_weights and all(_owns_its_memory(tensor) for tensor in stored)
         scale = inputs.scale()
         packed = _PACKERS[weight.format.name](
             self._pool, main, *arguments, x_scale=None if scale is None else scale.item(), bias=bias,
-            sites=outputs.to_native(), consume=self._pages.hold(main) or drop,
+            sites=outputs.to_native(), consume=drop or all(self._pages.hold(tensor) for tensor in stored),
         )  # fmt: skip
         if drop:
-            main.untyped_storage().resize_(0)
+            for tensor in stored:
+                tensor.untyped_storage().resize_(0)
         return packed
 
 
