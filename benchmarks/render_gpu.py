@@ -117,6 +117,24 @@ def cells(measured: Row, kind: str, of: str) -> list[str]:
     return table(header + (["floor W8A8"] if kind == "decode" else []), rows)
 
 
+def staged(measured: Row) -> list[str]:
+    """Return the table of what runs stage by stage."""
+    found = measured["staged"]
+    steps, prompts = (list(found[0][kind]) for kind in ("decode", "prompt"))
+    rows = [
+        [f"`{row['recipe']}`", *(milliseconds(row["decode"][cell]["tpot_ms"]) for cell in steps)]
+        + [*(milliseconds(row["prompt"][cell]) for cell in prompts), f"{row['peak_gb']:.2f}"]
+        for row in found
+    ]
+    header = [
+        "recipe",
+        *(f"TPOT, batch {cell}" for cell in steps),
+        *(f"TTFT, {cell}" for cell in prompts),
+        "GB",
+    ]
+    return table(header, rows)
+
+
 def kernels(measured: Row) -> list[str]:
     """Return the tables of a layer's kernels."""
     lines = []
@@ -170,6 +188,14 @@ def document(measured: Row) -> str:
         "model has head and embedding in four bits, the others' embedding, which is their head too, in eight.",
         "",
         *table(["model", "GB"], memory),
+        "",
+        "## Stage by stage",
+        "",
+        "Mamba2-2.7B in recipes that are not static int8 throughout, ms, and GB at most: their stages in graphs, floats",
+        "between them in float32. Products of floats have float32's accuracy (two float16 terms a factor), which those of",
+        "float16 above do not have, and do not pay for.",
+        "",
+        *staged(measured),
         "",
         "## What decisions cost",
         "",

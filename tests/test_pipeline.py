@@ -40,6 +40,20 @@ def test_logits_are_near_those_of_the_float_model(recipe: str, name: str) -> Non
     assert SMALLEST < error(name, recipe) < LARGEST[bits]
 
 
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("mamba2-wide", "ssmquant-w8a8"),
+        ("mamba2-wide", "quamba2-w4a8+quantizer=gptq-sequential"),
+        ("mamba-wide", "awq"),
+    ],
+)
+def test_what_is_stored_lies_row_by_row(name: str, recipe: str) -> None:
+    """Kernels take a weight as it lies, in a model just made as in one that was saved and loaded."""
+    state = quantised(name, recipe).shell.model.state_dict()
+    assert [path for path, tensor in state.items() if not tensor.is_contiguous()] == []
+
+
 @pytest.mark.parametrize("name", ["mamba2-two-groups", "mamba2-untied-biased"])
 def test_finer_scales_are_nearer(name: str) -> None:
     recipes = ["fp16", "w8a8-dynamic", "quamba2-w8a8+ssm_state=float32", "w8a8-naive+ssm_state=float32"]

@@ -236,7 +236,7 @@ def _fill(
     paths = {id(module): path for path, module in target.model.named_modules()}
     floats = source.model.state_dict()
     tensors = {
-        name: floats[name].to(empty.dtype)
+        name: floats[name].to(empty.dtype).contiguous()
         for name, empty in target.model.state_dict().items()
         if name in floats
     }
@@ -253,7 +253,7 @@ def _fill(
         except SsmquantError as error:
             raise type(error)(f"{site_name}: {error}") from error
         for name, tensor in weight.format.pack(codes).items():
-            tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape)
+            tensors[f"{path}.{name}"] = tensor.view(getattr(weight, name).shape).contiguous()
         if progress:
             progress("quantise weights", done, len(coded))
     for site_name, site in target.activations():

@@ -132,7 +132,7 @@ def _coded(linear: Linear, scheme: TensorScheme, codes: Codes) -> Linear:
     out, columns = linear.shape
     with torch.device("meta"):
         coded = Linear(columns, out, bias=linear.bias is not None, scheme=scheme)
-    tensors = dict(coded.format.pack(codes))
+    tensors = {name: tensor.contiguous() for name, tensor in coded.format.pack(codes).items()}
     if linear.bias is not None:
         tensors["bias"] = linear.bias.detach()
     coded.load_state_dict(tensors, strict=True, assign=True)
