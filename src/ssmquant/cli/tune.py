@@ -17,7 +17,7 @@ __all__ = ["tune"]
 
 
 def tune(folder: QuantisedFolder) -> None:
-    """Measure the linear layers of a quantised model on this GPU; what is found is kept in ssmquant's cache folder."""
+    """Measure the linear layers of a static int8 model on this GPU; what is found is kept in the cache folder."""
     import torch
 
     if not torch.cuda.is_available():
@@ -30,7 +30,9 @@ def tune(folder: QuantisedFolder) -> None:
     try:
         products = network_of(ssmquant.load(folder).shell).products()
     except Unsupported as reason:
-        raise InputError(f"the GPU engine does not run {folder}: {reason}") from None
+        raise InputError(
+            f"tune measures layers of codes, which {folder} has not throughout: {reason}"
+        ) from None
     console = stdout()
 
     def report(product: Product, times: Mapping[Tile, float]) -> None:
