@@ -229,3 +229,14 @@ def test_what_cannot_run_is_declined_with_the_reason() -> None:
         stages_of(quantised("mamba2-two-groups", "quamba2-w8a8").shell)
     with pytest.raises(Unsupported, match="cuda"):
         CudaEngine.of(quantised("mamba2-two-groups", "quamba2-w8a8").shell)
+
+
+def test_an_engine_says_why_it_runs_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssmquant.runtime.cuda import engine
+
+    monkeypatch.setattr(engine, "_check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    assert engine.CudaEngine.of(quantised("mamba2-two-groups", "quamba2-w8a8").shell).reason == ""
+    staged = engine.CudaEngine.of(quantised("mamba2-two-groups", "fp16").shell)
+    assert staged.reason.startswith("stage by stage in graphs: ")
+    assert "static int8" in staged.reason

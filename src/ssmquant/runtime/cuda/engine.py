@@ -161,21 +161,20 @@ class CudaEngine:
         network: the model, on the GPU.
         shell: the model that it was made of, for saved states; None for one that has none.
         identity: gives the digest of the model, for saved states.
+        reason: why the model is run stage by stage; empty where it has kernels of codes throughout.
 
     Attributes:
         graph_bytes: what PyTorch reserved for captured launches: their results and everything between.
     """
-
-    reason = ""
-    """Why a slower engine runs the model: it does not."""
 
     def __init__(
         self,
         network: Network | Stages,
         shell: Shell | None = None,
         identity: Callable[[], str] = lambda: "",
+        reason: str = "",
     ) -> None:
-        self.network, self.shell, self.identity = network, shell, identity
+        self.network, self.shell, self.identity, self.reason = network, shell, identity, reason
         assert isinstance(network.mixers, (Mamba1Layers, Mamba2Layers, StageLayers))
         self.mixers = network.mixers
         self.pool = Slots(self.mixers.memory, network.device, self._forget_graphs)
@@ -197,16 +196,16 @@ class CudaEngine:
             Unsupported: the reason why there is none.
         """
         _check_device(shell.device)
-        network: Network | Stages
         try:
-            network = network_of(shell)
+            return cls(network_of(shell), shell, identity)
         except Unsupported as why:
             try:
-                network = stages_of(shell)
+                stages = stages_of(shell)
             except Unsupported as other:
                 raise Unsupported(f"{why}; and stage by stage, {other}") from None
-            _LOG.info("the model runs stage by stage under graphs: %s", why)
-        return cls(network, shell, identity)
+            reason = f"stage by stage in graphs: {why}"
+        _LOG.info("the model runs %s", reason)
+        return cls(stages, shell, identity, reason)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, CudaState]:
